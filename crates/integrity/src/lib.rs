@@ -1,0 +1,7 @@
+//! The Linux integrity subsystem's formats and decisions, without I/O.
+//!
+//! Bytes and facts come in, decisions and bytes go out: no file, no clock, no environment, no `unsafe`.
+//! The story of one open is told in [`check`]; start there.
+#![forbid(unsafe_code)]
+
+pub mod event;

@@ -1,0 +1,1 @@
+//! The Linux calls that Imara makes: one call, one function, one error; no decisions.
