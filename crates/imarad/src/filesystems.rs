@@ -1,0 +1,149 @@
+//! The guarded file systems: what the policy wants to know of them, and their names in the log.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
+use imara_integrity::policy::{Decision, Policy};
+use imara_linux::file::FileFacts;
+use imara_linux::open_call::OpenCall;
+
+/// One guarded file system.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    /// Where the administrator said it is mounted.
+    pub(crate) path: PathBuf,
+    /// What rules ask about it.
+    pub(crate) facts: FileSystem,
+    /// Its name in audit lines, as the kernel's `s_id`: `loop0`, `vda1`, `tmpfs`.
+    pub(crate) name: String,
+    /// Device numbers that its files may show (btrfs has one for each subvolume).
+    pub(crate) device: (u32, u32),
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(crate) struct FileSystems {
+    guarded: Vec<Guarded>,
+    devices: HashMap<(u32, u32), usize>,
+}
+
+impl FileSystems {
+    /// Adds one; `mount` is an open descriptor of its mount point.
+    pub(crate) fn add(&mut self, path: &Path, mount: &OwnedFd) -> anyhow::Result<()> {
+        use std::os::fd::AsFd as _;
+        let facts = imara_linux::file::facts(mount.as_fd())?;
+        let found = imara_linux::mounts::filesystem_of(mount.as_fd())?;
+        let entry = imara_linux::mounts::mount_of(mount.as_fd())?;
+        let source = entry.source.strip_prefix("/dev/").map(ToOwned::to_owned);
+        let name = source.unwrap_or_else(|| found.name.clone());
+        self.devices.insert(facts.device, self.guarded.len());
+        self.devices.insert(entry.device, self.guarded.len());
+        self.guarded.push(Guarded { path: path.to_owned(), facts: found, name, device: entry.device });
+        Ok(())
+    }
+
+    pub(crate) fn all(&self) -> &[Guarded] {
+        &self.guarded
+    }
+
+    /// What the policy asks, over all the ways in which the file may be being opened: the strictest counts.
+    pub(crate) fn decide(
+        &mut self,
+        policy: &Policy,
+        hook: Hook,
+        masks: &[Mask],
+        subject: Option<Subject>,
+        facts: &FileFacts,
+    ) -> Decision {
+        let fs = self.of(facts);
+        let decide = |hook, mask| {
+            policy.decide(&Event {
+                hook,
+                mask,
+                subject: subject.unwrap_or(Subject::ROOT),
+                object: Object { owner: facts.owner, group: facts.group, fs },
+                subject_label: None,
+                object_label: None,
+                data: None,
+            })
+        };
+        let mut strictest = Decision::default();
+        for mask in masks {
+            let decision = decide(hook, *mask);
+            if decision.appraise.is_some() {
+                return decision;
+            }
+            strictest = decision;
+        }
+        // The kernel asks twice at execve: BPRM_CHECK for the file, CREDS_CHECK for the program it becomes.
+        if hook == Hook::BprmCheck { decide(Hook::CredsCheck, Mask::EXEC) } else { strictest }
+    }
+
+    /// The name of a device in audit lines.
+    pub(crate) fn device_name(&self, device: (u32, u32)) -> String {
+        let known = self.devices.get(&device).and_then(|index| self.guarded.get(*index));
+        known.map_or_else(|| format!("{}:{}", device.0, device.1), |fs| fs.name.clone())
+    }
+
+    /// The file system of a file. A device that was not seen before (a btrfs subvolume) is looked up by its mount, once.
+    fn of(&mut self, facts: &FileFacts) -> &FileSystem {
+        let index = match self.devices.get(&facts.device) {
+            Some(index) => *index,
+            None => {
+                let device = facts.mount_id.and_then(|id| imara_linux::mounts::by_id(id).ok().flatten());
+                let index = device.and_then(|mount| self.devices.get(&mount.device).copied()).unwrap_or(0);
+                self.devices.insert(facts.device, index);
+                index
+            }
+        };
+        static NONE: FileSystem =
+            FileSystem { magic: 0, name: String::new(), subtype: None, uuid: [0; 16] };
+        self.guarded.get(index).map_or(&NONE, |guarded| &guarded.facts)
+    }
+
+    /// Device numbers of guarded file systems that are mounted nowhere any more, and forgets them.
+    pub(crate) fn take_gone(&mut self) -> Vec<(PathBuf, Vec<(u32, u32)>)> {
+        let Ok(mounts) = imara_linux::mounts::all() else { return Vec::new() };
+        let mut gone = Vec::new();
+        for (index, guarded) in self.guarded.iter().enumerate() {
+            let devices: Vec<_> =
+                self.devices.iter().filter(|(_, at)| **at == index).map(|(device, _)| *device).collect();
+            if !devices.is_empty() && !mounts.iter().any(|mount| mount.device == guarded.device) {
+                gone.push((guarded.path.clone(), devices));
+            }
+        }
+        for (_, devices) in &gone {
+            devices.iter().for_each(|device| drop(self.devices.remove(device)));
+        }
+        gone
+    }
+
+    /// Whether files of this file system are still asked about.
+    pub(crate) fn is_mounted(&self, guarded: &Guarded) -> bool {
+        self.devices.contains_key(&guarded.device)
+    }
+}
+
+/// The access masks of a system call, as the kernel's hook would see them; absent if the call does not tell.
+///
+/// Source: Linux `security/integrity/ima/ima_main.c`, `ima_file_check()`; `fs/namei.c`, `ACC_MODE`.
+pub(crate) fn masks(call: OpenCall) -> Option<&'static [Mask]> {
+    const READ_WRITE: Mask = Mask::READ.union(Mask::WRITE);
+    let OpenCall::Flags(flags) = call else {
+        return match call {
+            OpenCall::Exec => Some(&[Mask::EXEC]),
+            // The flags of openat2 are in the task's memory, which it may have changed meanwhile.
+            _ => None,
+        };
+    };
+    let writes = flags.writes() || flags.truncates();
+    Some(match (flags.reads(), writes, flags.appends()) {
+        (_, false, _) => &[Mask::READ],
+        (false, true, false) => &[Mask::WRITE],
+        (false, true, true) => &[Mask::WRITE.union(Mask::APPEND)],
+        (true, true, false) => &[READ_WRITE],
+        (true, true, true) => &[READ_WRITE.union(Mask::APPEND)],
+    })
+}

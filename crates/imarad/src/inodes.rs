@@ -1,0 +1,279 @@
+//! What the guard remembers of inodes, and the descriptors that keep it true.
+//!
+//! An inode is in at most one of three states:
+//!
+//! * [`Known`]: its content's digest, true because we hold a read lease on it;
+//! * [`Written`]: somebody has, or had a moment ago, the file open for writing;
+//! * [`Busy`]: a worker is reading or labelling it, and openers wait for that.
+//!
+//! Known inodes are few and short-lived on purpose: each holds a descriptor, which keeps its file system mounted and a
+//! deleted file's blocks allocated. The least recently used go first, and none stays longer than [`IDLE`] unused.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hashlink::LinkedHashMap;
+use imara_integrity::digest::Digest;
+use imara_integrity::iint::Writable;
+use imara_linux::file::{FileFacts, Time};
+
+use crate::answer::Ask;
+
+/// How long a digest is remembered that nobody asks for.
+pub(crate) const IDLE: Duration = Duration::from_secs(5);
+
+/// An inode that lives: device, number, and birth, so that a number that is used again is another inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    device: (u32, u32),
+    inode: u64,
+    born: Option<Time>,
+}
+
+impl From<&FileFacts> for Key {
+    fn from(facts: &FileFacts) -> Self {
+        Self { device: facts.device, inode: facts.inode, born: facts.born }
+    }
+}
+
+/// The digest of a content that cannot change while `file` is open: its description holds a read lease.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) digest: Digest,
+    pub(crate) file: OwnedFd,
+    used: Instant,
+}
+
+/// A file that somebody may be writing to.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) writable: Writable,
+    /// Kept for a short while after a writer closed, to renew the label with.
+    pub(crate) file: Option<OwnedFd>,
+    /// Whether we have already complained that its label could not be renewed.
+    pub(crate) complained: bool,
+}
+
+/// What a worker is busy with, and who waits for it first.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Hashing, to answer this one.
+    Judge(Ask),
+    /// Writing the label in mode `fix`, to answer this one.
+    Repair(Box<crate::answer::Repair>),
+    /// Renewing the label after the last writer closed; the descriptor holds the lease unless the asker's does.
+    Renew(Renewing),
+}
+
+impl Task {
+    /// The descriptor that came with the task.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Judge(ask) | Self::Renew(Renewing::Asked(ask)) => ask.file(),
+            Self::Repair(repair) => repair.ask.file(),
+            Self::Renew(Renewing::For(file)) => file.as_fd(),
+        }
+    }
+}
+
+/// Whose descriptor holds the lease under which a label is renewed.
+#[derive(Debug)]
+pub(crate) enum Renewing {
+    /// Nobody waits yet.
+    For(OwnedFd),
+    /// This one came first and waits.
+    Asked(Ask),
+}
+
+/// An inode that a worker has in hand.
+#[derive(Debug)]
+pub(crate) struct Busy {
+    pub(crate) task: Option<Task>,
+    pub(crate) serial: u64,
+    /// The descriptor number that holds a read lease, if any.
+    pub(crate) lease: Option<RawFd>,
+    /// When a writer began to wait for that lease.
+    pub(crate) broken: Option<Instant>,
+    /// Others who want to open it, in order.
+    pub(crate) waiting: VecDeque<Ask>,
+    /// A writer closed it meanwhile.
+    pub(crate) closed: Option<OwnedFd>,
+    /// Bytes hashed so far, counted by the worker.
+    pub(crate) progress: Arc<AtomicU64>,
+    /// The last progress seen, and when.
+    pub(crate) seen: (u64, Instant),
+    /// Whether it has been given up; openers are then answered by the failure table at once.
+    pub(crate) stalled: bool,
+    /// What was known of the writers before, for renewals.
+    pub(crate) complained: bool,
+}
+
+/// All that is remembered.
+#[derive(Debug)]
+pub(crate) struct Inodes {
+    known: LinkedHashMap<Key, Known>,
+    written: HashMap<Key, Written>,
+    busy: HashMap<Key, Busy>,
+    leases: HashMap<RawFd, Key>,
+    capacity: usize,
+}
+
+impl Inodes {
+    /// Room for this many leases.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            known: LinkedHashMap::new(),
+            written: HashMap::new(),
+            busy: HashMap::new(),
+            leases: HashMap::new(),
+            capacity: capacity.max(1),
+        }
+    }
+
+    /// The digest, if it is known; counts as use.
+    pub(crate) fn known(&mut self, key: &Key) -> Option<Digest> {
+        let known = self.known.to_back(key)?;
+        known.used = Instant::now();
+        Some(known.digest)
+    }
+
+    /// Remembers a digest. `file` holds the lease. May forget the least recently used one.
+    pub(crate) fn know(&mut self, key: Key, digest: Digest, file: OwnedFd) {
+        self.forget_known(&key);
+        while self.known.len() >= self.capacity {
+            let Some((_, oldest)) = self.known.pop_front() else { break };
+            self.leases.remove(&oldest.file.as_raw_fd());
+        }
+        self.leases.insert(file.as_raw_fd(), key);
+        self.known.insert(key, Known { digest, file, used: Instant::now() });
+    }
+
+    /// Takes a known inode out, for example because its lease is being broken.
+    pub(crate) fn take_known(&mut self, key: &Key) -> Option<Known> {
+        let known = self.known.remove(key)?;
+        self.leases.remove(&known.file.as_raw_fd());
+        Some(known)
+    }
+
+    /// Forgets a digest and gives its lease back.
+    pub(crate) fn forget_known(&mut self, key: &Key) {
+        drop(self.take_known(key));
+    }
+
+    /// Forgets every digest.
+    pub(crate) fn forget_all_known(&mut self) {
+        for (_, known) in self.known.drain() {
+            self.leases.remove(&known.file.as_raw_fd());
+        }
+    }
+
+    /// Forgets digests and writers; what workers have in hand ends by itself.
+    pub(crate) fn forget_everything(&mut self) {
+        self.forget_all_known();
+        self.written.clear();
+    }
+
+    /// Forgets everything of the inodes for which `gone` holds, except what workers have in hand.
+    pub(crate) fn forget_device(&mut self, gone: impl Fn((u32, u32)) -> bool) {
+        let keys: Vec<Key> = self.known.keys().filter(|key| gone(key.device)).copied().collect();
+        keys.iter().for_each(|key| self.forget_known(key));
+        self.written.retain(|key, _| !gone(key.device));
+    }
+
+    /// Forgets digests that nobody has asked for since [`IDLE`].
+    pub(crate) fn forget_idle(&mut self, now: Instant) {
+        while let Some((_, oldest)) = self.known.front() {
+            if now.duration_since(oldest.used) < IDLE {
+                break;
+            }
+            if let Some((_, oldest)) = self.known.pop_front() {
+                self.leases.remove(&oldest.file.as_raw_fd());
+            }
+        }
+    }
+
+    /// The inode whose lease this descriptor holds.
+    pub(crate) fn lease_holder(&self, fd: RawFd) -> Option<Key> {
+        self.leases.get(&fd).copied()
+    }
+
+    /// All descriptors that hold a lease.
+    pub(crate) fn leased(&self) -> Vec<RawFd> {
+        self.leases.keys().copied().collect()
+    }
+
+    pub(crate) fn written(&self, key: &Key) -> Option<&Written> {
+        self.written.get(key)
+    }
+
+    pub(crate) fn written_mut(&mut self, key: &Key) -> Option<&mut Written> {
+        self.written.get_mut(key)
+    }
+
+    pub(crate) fn write(&mut self, key: Key, written: Written) {
+        self.written.insert(key, written);
+    }
+
+    pub(crate) fn take_written(&mut self, key: &Key) -> Option<Written> {
+        self.written.remove(key)
+    }
+
+    pub(crate) fn busy_mut(&mut self, key: &Key) -> Option<&mut Busy> {
+        self.busy.get_mut(key)
+    }
+
+    /// Puts an inode into a worker's hand.
+    pub(crate) fn occupy(&mut self, key: Key, busy: Busy) {
+        if let Some(fd) = busy.lease {
+            self.leases.insert(fd, key);
+        }
+        self.busy.insert(key, busy);
+    }
+
+    /// Takes it back, if this is still the same piece of work.
+    pub(crate) fn take_busy(&mut self, key: &Key, serial: u64) -> Option<Busy> {
+        if self.busy.get(key)?.serial != serial {
+            return None;
+        }
+        let busy = self.busy.remove(key)?;
+        if let Some(fd) = busy.lease {
+            self.leases.remove(&fd);
+        }
+        Some(busy)
+    }
+
+    /// Whoever waits for work that has not moved for `limit`; their leases are given back.
+    pub(crate) fn abandon_stuck(&mut self, now: Instant, limit: Duration) -> Vec<(Option<Task>, VecDeque<Ask>)> {
+        let mut stuck = Vec::new();
+        for busy in self.busy.values_mut() {
+            let progress = busy.progress.load(Ordering::Relaxed);
+            if progress != busy.seen.0 {
+                busy.seen = (progress, now);
+            } else if now.duration_since(busy.seen.1) > limit && !busy.stalled {
+                busy.stalled = true;
+                if let Some(fd) = busy.lease.take() {
+                    self.leases.remove(&fd);
+                    if let Some(file) = busy.task.as_ref().map(Task::file) {
+                        // The worker still holds the description; a writer must not wait for it.
+                        let _ = imara_linux::lease::release(file);
+                    }
+                }
+                stuck.push((busy.task.take(), std::mem::take(&mut busy.waiting)));
+            }
+        }
+        stuck
+    }
+
+    /// Numbers for `imara status`: known, written, busy.
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        (self.known.len(), self.written.len(), self.busy.len())
+    }
+
+    /// How many files are being written by writers who found them good.
+    pub(crate) fn good_writers(&self) -> usize {
+        self.written.values().filter(|written| written.writable.good).count()
+    }
+}

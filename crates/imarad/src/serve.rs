@@ -1,0 +1,319 @@
+//! The dispatcher: one thread that takes every event and waits for nothing but events.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::{Duration, Instant};
+
+use imara_integrity::check::{Mode, Settings};
+use imara_integrity::policy::Policy;
+use imara_linux::epoll::{Epoll, Interest, Ready, Waker};
+use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, PermissionGroup};
+use imara_linux::file;
+use imara_linux::hash::FileHasher;
+use imara_linux::lease::{LeaseEvent, LeaseSignals};
+use imara_linux::mounts::MountWatch;
+use imara_linux::notify::{Notifier, State};
+use imara_linux::signals::{Request, Signals};
+
+use crate::created::Created;
+use crate::failure::Failure;
+use crate::filesystems::FileSystems;
+use crate::inodes::Inodes;
+use crate::log::{Level, Log};
+use crate::pool::Pool;
+use crate::renew::Retries;
+use crate::status::{Counters, Mount, NOT_SEEN, Remembered, Status};
+
+/// Questions taken in at once before leases and workers are looked at again.
+const BATCH: usize = 64;
+
+/// How often idle memory is dropped, work is watched, and systemd is told that we live.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long a stop waits for labels that are being renewed.
+const LAST_RENEWALS: Duration = Duration::from_secs(3);
+
+/// What the control socket asks of the dispatcher.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// How are you?
+    Status,
+    /// Judge differently from now on.
+    Mode(Mode),
+    /// Give back every lease, so that a file system can be unmounted.
+    Release,
+}
+
+/// A command, and where its answer goes.
+pub(crate) type Ordered = (Command, SyncSender<serde_json::Value>);
+
+/// Everything the dispatcher has.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    pub(crate) group: PermissionGroup,
+    pub(crate) created: Created,
+    pub(crate) leases: LeaseSignals,
+    pub(crate) break_time: Duration,
+    pub(crate) signals: Signals,
+    pub(crate) mount_watch: MountWatch,
+    pub(crate) wake: Arc<Waker>,
+    pub(crate) commands: Receiver<Ordered>,
+    pub(crate) notifier: Notifier,
+    pub(crate) pool: Pool,
+    pub(crate) log: Log,
+    pub(crate) own_threads: Vec<i32>,
+    pub(crate) policy: Policy,
+    pub(crate) policy_name: String,
+    pub(crate) settings: Settings,
+    pub(crate) filesystems: FileSystems,
+    pub(crate) inodes: Inodes,
+    pub(crate) retries: Retries,
+    pub(crate) counters: Counters,
+    pub(crate) hasher: FileHasher,
+    pub(crate) label: Vec<u8>,
+    pub(crate) serial: u64,
+    pub(crate) started: Instant,
+}
+
+/// Who can wake the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Leases,
+    Signals,
+    Wake,
+    Questions,
+    Mounts,
+    Creations,
+}
+
+impl Source {
+    const ALL: [Self; 6] =
+        [Self::Leases, Self::Signals, Self::Wake, Self::Questions, Self::Mounts, Self::Creations];
+}
+
+impl Guard {
+    /// Serves until SIGTERM or SIGINT, then lets everybody go.
+    pub(crate) fn serve(mut self) -> anyhow::Result<()> {
+        let epoll = Epoll::new()?;
+        for (token, source) in (0..).zip(Source::ALL) {
+            self.watch(&epoll, token, source)?;
+        }
+        let mut ready = Ready::default();
+        let mut buffer = EventBuffer::new(BATCH);
+        let mut next_tick = Instant::now() + TICK;
+        let mut ending: Option<Instant> = None;
+        loop {
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.tick(now);
+            }
+            self.retry(now);
+            if ending.is_some_and(|since| self.may_end(since, now)) {
+                break;
+            }
+            let until = self.retries.next().map_or(next_tick, |retry| retry.min(next_tick));
+            let timeout = until.saturating_duration_since(Instant::now());
+            epoll.wait(&mut ready, Some(timeout))?.for_each(drop);
+            // Whatever it was that woke us: leases first, because a writer waits for each of them.
+            self.serve_leases();
+            while let Some(request) = self.signals.next()? {
+                if request == Request::End {
+                    ending.get_or_insert_with(Instant::now);
+                }
+            }
+            self.serve_wake();
+            if self.mount_watch.changed() {
+                self.mounts_changed();
+            }
+            self.counters.creations_lost += self.created.listen();
+            self.serve_questions(&mut buffer)?;
+        }
+        self.end();
+        Ok(())
+    }
+
+    fn watch(&self, epoll: &Epoll, token: u64, source: Source) -> anyhow::Result<()> {
+        match source {
+            Source::Leases => epoll.add(&self.leases, token, Interest::Readable)?,
+            Source::Signals => epoll.add(&self.signals, token, Interest::Readable)?,
+            Source::Wake => epoll.add(self.wake.as_ref(), token, Interest::Readable)?,
+            Source::Mounts => epoll.add(&self.mount_watch, token, Interest::Priority)?,
+            Source::Creations => epoll.add(self.created.group(), token, Interest::Readable)?,
+            Source::Questions => {
+                self.group.with_fd(|fd| epoll.add(fd, token, Interest::Readable)).transpose()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_questions(&mut self, buffer: &mut EventBuffer) -> anyhow::Result<()> {
+        let events: Vec<_> = match self.group.read(buffer) {
+            Ok(events) => events.collect(),
+            Err(FanotifyError::Lost { source }) => {
+                self.counters.failed(Failure::EventUnreadable);
+                self.log.say(Level::Warning, format!("imarad: an event was lost: {source}"));
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for event in events {
+            match event? {
+                Event::Permission(pending) => self.asked(pending),
+                Event::CloseWrite { file, .. } => self.closed(file),
+                Event::Overflow => self.note(Failure::QueueOverflow, "events are missing"),
+                Event::Unopenable { errno, .. } => {
+                    let why = errno.map_or_else(|| "no reason given".into(), |errno| {
+                        std::io::Error::from_raw_os_error(errno).to_string()
+                    });
+                    self.note(Failure::EventUnreadable, &why);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_leases(&mut self) {
+        let mut broken = Vec::new();
+        let mut lost = false;
+        while self
+            .leases
+            .read(|event| match event {
+                LeaseEvent::Breaking(fd) => broken.push(fd),
+                LeaseEvent::Overflow => lost = true,
+            })
+            .is_ok_and(|signals| signals > 0)
+        {}
+        broken.into_iter().for_each(|fd| self.lease_breaks(fd));
+        if lost {
+            self.note(Failure::LeaseSignalLost, "every lease is given back");
+            for fd in self.inodes.leased() {
+                self.lease_breaks(fd);
+            }
+        }
+    }
+
+    fn serve_wake(&mut self) {
+        // An error here means that there is nothing to take out.
+        let _ = self.wake.drain();
+        while let Some(report) = self.pool.report() {
+            self.reported(report);
+        }
+        while let Ok((command, answer)) = self.commands.try_recv() {
+            let reply = self.obey(command);
+            let _ = answer.try_send(reply);
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> serde_json::Value {
+        match command {
+            Command::Status => serde_json::to_value(self.status()).unwrap_or_default(),
+            Command::Mode(mode) => {
+                let before = std::mem::replace(&mut self.settings.mode, mode);
+                if mode == Mode::Off {
+                    // Nothing is watched any more, so nothing that was known stays true.
+                    self.inodes.forget_everything();
+                }
+                self.log.say(Level::Warning, format!("imarad: mode {before} → {mode}"));
+                serde_json::json!({ "ok": true, "before": before.name(), "mode": mode.name() })
+            }
+            Command::Release => {
+                let released = self.inodes.counts().0;
+                self.inodes.forget_all_known();
+                serde_json::json!({ "ok": true, "released": released })
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let (known, written, busy) = self.inodes.counts();
+        let counters = [
+            ("asked", self.counters.asked),
+            ("allowed", self.counters.allowed),
+            ("denied", self.counters.denied),
+            ("tolerated", self.counters.tolerated),
+            ("repaired", self.counters.repaired),
+            ("renewed", self.counters.renewed),
+            ("lease_breaks", self.counters.lease_breaks),
+            ("unanswered", self.counters.unanswered),
+            ("creations_lost", self.counters.creations_lost),
+            ("log_lines_dropped", self.log.dropped()),
+        ];
+        let map = |pairs: &mut dyn Iterator<Item = (&'static str, u64)>| {
+            pairs.map(|(key, count)| (key.to_owned(), count.into())).collect()
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            mode: self.settings.mode.name().into(),
+            policy: self.policy_name.clone(),
+            hash: self.settings.hash.name().into(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            mounts: self
+                .filesystems
+                .all()
+                .iter()
+                .map(|guarded| Mount {
+                    path: guarded.path.display().to_string(),
+                    filesystem: guarded.facts.name.clone(),
+                    device: guarded.name.clone(),
+                    mounted: self.filesystems.is_mounted(guarded),
+                })
+                .collect(),
+            counters: map(&mut counters.into_iter()),
+            failures: map(&mut self.counters.failures()),
+            remembered: Remembered { known, written, busy },
+            not_seen: NOT_SEEN,
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.inodes.forget_idle(now);
+        self.watch_progress(now);
+        let _ = self.notifier.send(State::Watchdog);
+    }
+
+    /// A file system that is mounted nowhere any more: what is remembered of it is given back, so that it can go.
+    fn mounts_changed(&mut self) {
+        for (path, devices) in self.filesystems.take_gone() {
+            self.inodes.forget_device(|device| devices.contains(&device));
+            self.log.say(Level::Warning, format!("imarad: {} is unmounted and no longer guarded", path.display()));
+        }
+    }
+
+    fn note(&mut self, failure: Failure, why: &str) {
+        self.counters.failed(failure);
+        self.log.say(Level::Warning, format!("imarad: {}: {why}", failure.row().word));
+    }
+
+    /// Counts and logs a failure that concerns one file.
+    pub(crate) fn note_failure(&mut self, failure: Failure, file: BorrowedFd<'_>, why: &str) {
+        let path = file::path_of(file).unwrap_or_default();
+        self.note(failure, &format!("{}: {why}", String::from_utf8_lossy(&path).escape_debug()));
+    }
+
+    /// A stop waits a moment for labels that are just being renewed.
+    fn may_end(&self, since: Instant, now: Instant) -> bool {
+        let (_, _, busy) = self.inodes.counts();
+        (busy == 0 && self.retries.is_empty()) || now.duration_since(since) > LAST_RENEWALS
+    }
+
+    fn end(mut self) {
+        let _ = self.notifier.send(State::Stopping);
+        // First of all: everybody who waits is let go.
+        self.group.close();
+        self.inodes.forget_all_known();
+        let open = self.inodes.good_writers();
+        if open > 0 {
+            let text = format!(
+                "imarad: {open} files may still be open for writing; what is written to them from now on is not followed \
+                 (label them afterwards: imara label PATH)"
+            );
+            self.log.say(Level::Warning, text);
+        }
+        self.log.say(Level::Info, format!("imarad: ended, {} questions answered", self.counters.asked));
+        self.log.flush(Duration::from_secs(1));
+    }
+}
