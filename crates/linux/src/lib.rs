@@ -1,1 +1,8 @@
 //! The Linux calls that Imara makes: one call, one function, one error; no decisions.
+//!
+//! Each room wraps one facility of the kernel. What a result means for an opener is decided elsewhere.
+
+pub mod error;
+pub mod file;
+mod sys;
+pub mod xattr;
