@@ -4,5 +4,7 @@
 
 pub mod error;
 pub mod file;
+pub mod lease;
+pub mod signals;
 mod sys;
 pub mod xattr;
