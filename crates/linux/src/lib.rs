@@ -2,7 +2,9 @@
 //!
 //! Each room wraps one facility of the kernel. What a result means for an opener is decided elsewhere.
 
+pub mod create;
 pub mod error;
+pub mod fanotify;
 pub mod file;
 pub mod lease;
 pub mod signals;
