@@ -7,6 +7,8 @@ pub mod error;
 pub mod fanotify;
 pub mod file;
 pub mod lease;
+pub mod open_call;
 pub mod signals;
 mod sys;
+pub mod task;
 pub mod xattr;
