@@ -7,6 +7,7 @@ pub mod error;
 pub mod fanotify;
 pub mod file;
 pub mod lease;
+pub mod mounts;
 pub mod open_call;
 pub mod signals;
 mod sys;
