@@ -2,12 +2,17 @@
 //!
 //! Each room wraps one facility of the kernel. What a result means for an opener is decided elsewhere.
 
+pub mod control;
 pub mod create;
+pub mod epoll;
 pub mod error;
 pub mod fanotify;
 pub mod file;
 pub mod lease;
+pub mod limits;
+pub mod lock;
 pub mod mounts;
+pub mod notify;
 pub mod open_call;
 pub mod signals;
 mod sys;
