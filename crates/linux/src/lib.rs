@@ -17,4 +17,6 @@ pub mod open_call;
 pub mod signals;
 mod sys;
 pub mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod xattr;
