@@ -1,1 +1,22 @@
 //! The Linux calls that Imara makes: one call, one function, one error; no decisions.
+//!
+//! Each room wraps one facility of the kernel. What a result means for an opener is decided elsewhere.
+
+pub mod control;
+pub mod create;
+pub mod epoll;
+pub mod error;
+pub mod fanotify;
+pub mod file;
+pub mod lease;
+pub mod limits;
+pub mod lock;
+pub mod mounts;
+pub mod notify;
+pub mod open_call;
+pub mod signals;
+mod sys;
+pub mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod xattr;

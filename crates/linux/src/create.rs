@@ -1,0 +1,246 @@
+//! Which files are new: the kernel's notice that a name was made, with the handle of the file behind it.
+//!
+//! Handles are compared, never opened. The notice of an `open(O_CREAT)` is in the queue before the permission event
+//! of the same open is.
+//!
+//! Source: `fanotify(7)`, `FAN_REPORT_TARGET_FID`; `open_by_handle_at(2)`.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::error::{CallError, Target};
+use crate::fanotify::FanotifyError;
+use crate::sys::{self, MAX_HANDLE, METADATA_LEN, Metadata};
+
+/// `AT_HANDLE_FID` (Linux 6.5): a handle that need not be openable.
+const AT_HANDLE_FID: i32 = 0x200;
+
+/// `struct fanotify_event_info_header`: 1 type, 1 padding, 2 length.
+const INFO_HEADER_LEN: usize = 4;
+
+/// Fixed part of a handle record behind its header: 8 fsid, 4 length, 4 kind.
+const INFO_HANDLE_LEN: usize = 16;
+
+/// Who a file is, as long as it exists: file system and the file system's own handle.
+///
+/// Two files that exist at the same time never have the same one; an inode number used again gets another generation
+/// on file systems that have generations.
+#[derive(Clone, Copy)]
+pub struct FileHandle {
+    fsid: [i32; 2],
+    kind: i32,
+    length: u8,
+    bytes: [u8; MAX_HANDLE],
+}
+
+impl FileHandle {
+    /// Absent if there are more than 128 bytes.
+    #[must_use]
+    pub fn new(fsid: [i32; 2], kind: i32, handle: &[u8]) -> Option<Self> {
+        let mut bytes = [0; MAX_HANDLE];
+        bytes.get_mut(..handle.len())?.copy_from_slice(handle);
+        Some(Self { fsid, kind, length: u8::try_from(handle.len()).ok()?, bytes })
+    }
+
+    /// `f_fsid` of `statfs(2)`.
+    #[must_use]
+    pub const fn fsid(&self) -> [i32; 2] {
+        self.fsid
+    }
+
+    /// The file system's own number for the form of the bytes.
+    #[must_use]
+    pub const fn kind(&self) -> i32 {
+        self.kind
+    }
+
+    /// The handle itself, at most 128 bytes, in the file system's own form.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or(&self.bytes)
+    }
+}
+
+impl PartialEq for FileHandle {
+    fn eq(&self, other: &Self) -> bool {
+        self.fsid == other.fsid && self.kind == other.kind && self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for FileHandle {}
+
+impl Hash for FileHandle {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.fsid.hash(state);
+        self.kind.hash(state);
+        self.bytes().hash(state);
+    }
+}
+
+impl fmt::Debug for FileHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileHandle({:x?} kind {:#x} ", self.fsid, self.kind)?;
+        self.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(")")
+    }
+}
+
+/// The handle of an open file, comparable with those of [`CreateGroup`].
+///
+/// # Errors
+/// `EOPNOTSUPP` if the file system makes no handles.
+pub fn file_handle(file: BorrowedFd<'_>) -> Result<FileHandle, CallError> {
+    let fsid = sys::fsid(file).map_err(|error| CallError::new("fstatfs", file, error))?;
+    let (kind, length, bytes) = sys::handle_of(file, 0)
+        .or_else(|error| match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => sys::handle_of(file, AT_HANDLE_FID),
+            _ => Err(error),
+        })
+        .map_err(|error| CallError::new("name_to_handle_at", file, error))?;
+    bytes
+        .get(..length)
+        .and_then(|handle| FileHandle::new(fsid, kind, handle))
+        .ok_or_else(|| CallError::new("name_to_handle_at", file, rustix::io::Errno::OVERFLOW))
+}
+
+/// A fanotify group that only hears of new names.
+#[derive(Debug)]
+pub struct CreateGroup {
+    fd: OwnedFd,
+}
+
+impl CreateGroup {
+    /// Opens a non-blocking group with unlimited queue and marks that reports the handle of the new file.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 5.17, `EPERM` without `CAP_SYS_ADMIN`.
+    pub fn open() -> Result<Self, FanotifyError> {
+        let flags = libc::FAN_CLASS_NOTIF
+            | libc::FAN_CLOEXEC
+            | libc::FAN_NONBLOCK
+            | libc::FAN_UNLIMITED_MARKS
+            | libc::FAN_UNLIMITED_QUEUE
+            | libc::FAN_REPORT_DFID_NAME_TARGET;
+        let fd =
+            sys::fanotify_init(flags, 0).map_err(|error| CallError::new("fanotify_init", Target::Process, error))?;
+        Ok(Self { fd })
+    }
+
+    /// Asks for the notices of the whole file system that `mount` is on.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` if the file system makes no handles, `EXDEV` (a btrfs subvolume), `ENODEV` (no fsid).
+    pub fn mark_filesystem(&self, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
+        self.mark(libc::FAN_MARK_ADD, mount)
+    }
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// `ENOENT` if there was no mark.
+    pub fn unmark_filesystem(&self, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
+        self.mark(libc::FAN_MARK_REMOVE, mount)
+    }
+
+    fn mark(&self, action: u32, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
+        sys::fanotify_mark(self.fd.as_fd(), action | libc::FAN_MARK_FILESYSTEM, libc::FAN_CREATE, mount)
+            .map_err(|error| CallError::new("fanotify_mark", mount, error).into())
+    }
+
+    /// Reads what is there, without waiting; an empty iterator if nothing is.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn read<'b>(&self, buffer: &'b mut CreateBuffer) -> Result<Created<'b>, FanotifyError> {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer.bytes)) {
+            Ok(length) => Ok(Created { bytes: buffer.bytes.get(..length).unwrap_or_default() }),
+            Err(rustix::io::Errno::AGAIN) => Ok(Created { bytes: &[] }),
+            Err(error) => Err(CallError::new("read", self.fd.as_fd(), error).into()),
+        }
+    }
+}
+
+impl AsFd for CreateGroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Memory for one read of a [`CreateGroup`]; make one and use it again.
+#[derive(Debug)]
+pub struct CreateBuffer {
+    bytes: Box<[u8]>,
+}
+
+impl Default for CreateBuffer {
+    /// 16 KiB: at least 26 notices with the longest names and handles, usually 150.
+    fn default() -> Self {
+        Self { bytes: vec![0; 16 << 10].into_boxed_slice() }
+    }
+}
+
+/// A notice of a [`CreateGroup`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Creation {
+    /// A name was made for this file (a new file, directory, node or symbolic link, or one more link to an old file).
+    File(FileHandle),
+    /// A name was made, but the kernel could not say for what.
+    Unknown,
+    /// The queue was full: notices are missing.
+    Overflow,
+}
+
+/// The notices of one read.
+#[derive(Debug)]
+pub struct Created<'b> {
+    bytes: &'b [u8],
+}
+
+impl Iterator for Created<'_> {
+    type Item = Result<Creation, FanotifyError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.bytes.is_empty() {
+            return None;
+        }
+        let event = self.bytes.first_chunk().and_then(Metadata::parse);
+        let Some((event, (this, rest))) =
+            event.and_then(|event| Some((event, self.bytes.split_at_checked(event.length)?)))
+        else {
+            let found = self.bytes.get(4).copied().unwrap_or(0);
+            self.bytes = &[];
+            return Some(Err(FanotifyError::Version { found }));
+        };
+        self.bytes = rest;
+        Some(Ok(if event.mask & libc::FAN_Q_OVERFLOW != 0 {
+            Creation::Overflow
+        } else {
+            this.get(METADATA_LEN..).and_then(target_handle).map_or(Creation::Unknown, Creation::File)
+        }))
+    }
+}
+
+/// The first `FAN_EVENT_INFO_TYPE_FID` record: that of the child.
+fn target_handle(mut records: &[u8]) -> Option<FileHandle> {
+    #[expect(clippy::host_endian_bytes, reason = "the kernel writes the records in the host's byte order")]
+    loop {
+        let [kind, _, l0, l1] = *records.first_chunk::<INFO_HEADER_LEN>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        if length < INFO_HEADER_LEN {
+            return None;
+        }
+        let (record, rest) = records.split_at_checked(length)?;
+        records = rest;
+        if kind != libc::FAN_EVENT_INFO_TYPE_FID {
+            continue;
+        }
+        let body = record.get(INFO_HEADER_LEN..)?;
+        let [a, b, c, d, e, f, g, h, n0, n1, n2, n3, k0, k1, k2, k3] = *body.first_chunk::<INFO_HANDLE_LEN>()?;
+        let handle_length = usize::try_from(u32::from_ne_bytes([n0, n1, n2, n3])).ok()?;
+        let handle = body.get(INFO_HANDLE_LEN..)?.get(..handle_length)?;
+        let fsid = [i32::from_ne_bytes([a, b, c, d]), i32::from_ne_bytes([e, f, g, h])];
+        return FileHandle::new(fsid, i32::from_ne_bytes([k0, k1, k2, k3]), handle);
+    }
+}

@@ -1,0 +1,372 @@
+//! Permission events: the kernel asks before a file is opened and waits for the answer.
+//!
+//! A [`PermissionGroup`] is marked onto file systems; each [`Pending`] it yields is answered exactly once, and
+//! answers *deny* by itself when it is dropped. Never fork while a group is open: a child that inherits the descriptor
+//! keeps every opener waiting after this process has died.
+//!
+//! Source: `fanotify(7)`; Linux `fs/notify/fanotify/fanotify_user.c`.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::error::{CallError, Target};
+use crate::sys::{self, RawEvents};
+
+/// `FAN_REPORT_FD_ERROR` (Linux 6.13): an event whose file could not be opened comes with `-errno`, instead of
+/// vanishing when it is not the first of a read.
+const FAN_REPORT_FD_ERROR: u32 = 0x2000;
+
+/// Events that [`EventBuffer::default`] has room for.
+const EVENTS_PER_READ: usize = 200;
+
+/// What can go wrong in this room.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FanotifyError {
+    /// A call was refused.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The first event of a read could not be handed over, because its file could not be opened for us (for example
+    /// `EMFILE`, `EPERM`, `ENXIO`); the kernel has answered *deny* if somebody waited. Reading may go on.
+    #[error("read on a fanotify group: an event was lost, its file could not be opened: {source}")]
+    Lost {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel's event structure is not the one this program was written for; nothing can be read.
+    #[error("fanotify event structure has version {found}, expected {}", libc::FANOTIFY_METADATA_VERSION)]
+    Version {
+        /// Version found.
+        found: u8,
+    },
+    /// The group has been closed.
+    #[error("the fanotify group has been closed")]
+    Closed,
+}
+
+/// Which events a mark asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FsMask(u64);
+
+impl FsMask {
+    /// `FAN_OPEN_PERM`: before a file is opened, for whatever purpose.
+    pub const OPEN: Self = Self(libc::FAN_OPEN_PERM);
+    /// `FAN_OPEN_EXEC_PERM`: before a file is opened to be executed (script, program, interpreter).
+    pub const EXEC: Self = Self(libc::FAN_OPEN_EXEC_PERM);
+    /// `FAN_CLOSE_WRITE`: after a file that was open for writing is closed.
+    pub const CLOSE_WRITE: Self = Self(libc::FAN_CLOSE_WRITE);
+    /// All three.
+    pub const GUARD: Self = Self::OPEN.union(Self::EXEC).union(Self::CLOSE_WRITE);
+
+    /// The events of both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The group's descriptor; gone after [`PermissionGroup::close`].
+///
+/// A lock and not a bare number, because an answer written after the number was reused would go to a stranger.
+#[derive(Debug)]
+struct GroupFd(RwLock<Option<OwnedFd>>);
+
+impl GroupFd {
+    fn with<R>(&self, call: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|fd| call(fd.as_fd()))
+    }
+}
+
+/// A fanotify group that is asked for permission.
+///
+/// When the last reference is closed (by [`close`](Self::close), by dropping, or by the death of the process) the
+/// kernel lets every waiter pass.
+#[derive(Debug)]
+pub struct PermissionGroup {
+    fd: Arc<GroupFd>,
+    flags: u32,
+}
+
+impl PermissionGroup {
+    /// Opens a group of class `FAN_CLASS_PRE_CONTENT`, or of `FAN_CLASS_CONTENT` where the former is refused.
+    ///
+    /// Non-blocking, close-on-exec, with unlimited queue and marks. `FAN_REPORT_TID` (Linux 4.20) and
+    /// `FAN_REPORT_FD_ERROR` (Linux 6.13) are used where the kernel has them. The files of events are opened with
+    /// `O_RDONLY|O_LARGEFILE|O_CLOEXEC|O_NOATIME`.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` or `ENOSYS` if the kernel has no permission events, `EMFILE` if there are too many groups.
+    pub fn open() -> Result<Self, FanotifyError> {
+        const BASE: u32 =
+            libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_MARKS | libc::FAN_UNLIMITED_QUEUE;
+        let file_flags = u32::try_from(libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC | libc::O_NOATIME)
+            .map_err(|_| CallError::new("fanotify_init", Target::Process, rustix::io::Errno::INVAL))?;
+        let mut refusal = io::Error::from(rustix::io::Errno::INVAL);
+        for optional in [libc::FAN_REPORT_TID | FAN_REPORT_FD_ERROR, libc::FAN_REPORT_TID, 0] {
+            for class in [libc::FAN_CLASS_PRE_CONTENT, libc::FAN_CLASS_CONTENT] {
+                let flags = class | BASE | optional;
+                match sys::fanotify_init(flags, file_flags) {
+                    Ok(fd) => return Ok(Self { fd: Arc::new(GroupFd(RwLock::new(Some(fd)))), flags }),
+                    Err(error) => refusal = error,
+                }
+                if !matches!(refusal.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) {
+                    break;
+                }
+            }
+        }
+        Err(CallError::new("fanotify_init", Target::Process, refusal).into())
+    }
+
+    /// Whether events name the thread that asks, not just its process (`FAN_REPORT_TID`).
+    #[must_use]
+    pub const fn reports_threads(&self) -> bool {
+        self.flags & libc::FAN_REPORT_TID != 0
+    }
+
+    /// Whether an event whose file could not be opened is always reported (`FAN_REPORT_FD_ERROR`); without that, it
+    /// is lost without a word if it is not the first of a read.
+    #[must_use]
+    pub const fn reports_lost_files(&self) -> bool {
+        self.flags & FAN_REPORT_FD_ERROR != 0
+    }
+
+    /// Asks for the events of the whole file system that `mount` is on, through whichever mount they come.
+    ///
+    /// # Errors
+    /// `EPERM`, `ENOSPC`, `EXDEV` (a btrfs subvolume), `EINVAL` (the file system does not support it), or closed.
+    pub fn mark_filesystem(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
+        self.mark(libc::FAN_MARK_ADD, mount, what)
+    }
+
+    /// Takes such events back; waiters already in the queue stay there and must be answered.
+    ///
+    /// # Errors
+    /// `ENOENT` if there was no mark, or closed.
+    pub fn unmark_filesystem(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
+        self.mark(libc::FAN_MARK_REMOVE, mount, what)
+    }
+
+    fn mark(&self, action: u32, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
+        self.fd
+            .with(|group| sys::fanotify_mark(group, action | libc::FAN_MARK_FILESYSTEM, what.0, mount))
+            .ok_or(FanotifyError::Closed)?
+            .map_err(|error| CallError::new("fanotify_mark", mount, error).into())
+    }
+
+    /// Reads what is there, without waiting; an empty iterator if nothing is.
+    ///
+    /// Events that are not taken out of the iterator are denied and closed when it is dropped or at the next read.
+    ///
+    /// # Errors
+    /// [`FanotifyError::Lost`]: one event is lost, go on. [`FanotifyError::Call`] and [`FanotifyError::Closed`]: the
+    /// group cannot be read any more.
+    pub fn read<'b>(&self, buffer: &'b mut EventBuffer) -> Result<Events<'b>, FanotifyError> {
+        drop(Events { raw: &mut buffer.raw, group: Arc::clone(&self.fd) });
+        match self.fd.with(|group| buffer.raw.read(group)).ok_or(FanotifyError::Closed)? {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(source) => return Err(self.read_error(source)),
+        }
+        Ok(Events { raw: &mut buffer.raw, group: Arc::clone(&self.fd) })
+    }
+
+    /// `EINVAL`, `EFAULT` and `EBADF` speak of our own call; all else comes from opening an event's file.
+    fn read_error(&self, source: io::Error) -> FanotifyError {
+        match source.raw_os_error() {
+            Some(libc::EINVAL | libc::EFAULT | libc::EBADF) | None => {
+                let target = self.fd.with(|fd| Target::from(fd)).unwrap_or(Target::Process);
+                CallError::new("read", target, source).into()
+            }
+            Some(_) => FanotifyError::Lost { source },
+        }
+    }
+
+    /// Calls `f` with the group's descriptor, for example to wait for it; absent if the group is closed.
+    pub fn with_fd<R>(&self, f: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
+        self.fd.with(f)
+    }
+
+    /// Closes the group: the kernel lets every waiter pass, and answers still to come do nothing.
+    pub fn close(&self) {
+        let fd = self.fd.0.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(fd);
+    }
+}
+
+/// Memory for one read of a [`PermissionGroup`]; make one and use it again.
+#[derive(Debug)]
+pub struct EventBuffer {
+    raw: RawEvents,
+}
+
+impl EventBuffer {
+    /// Room for `events` events a read, at least one.
+    #[must_use]
+    pub fn new(events: usize) -> Self {
+        Self { raw: RawEvents::new(events) }
+    }
+}
+
+impl Default for EventBuffer {
+    /// Room for 200 events, about 5 KiB; a read then opens at most 200 descriptors.
+    fn default() -> Self {
+        Self::new(EVENTS_PER_READ)
+    }
+}
+
+/// The events of one read.
+#[derive(Debug)]
+pub struct Events<'b> {
+    raw: &'b mut RawEvents,
+    group: Arc<GroupFd>,
+}
+
+impl Iterator for Events<'_> {
+    type Item = Result<Event, FanotifyError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let event = match self.raw.take()? {
+            Ok(event) => event,
+            Err(bad) => return Some(Err(FanotifyError::Version { found: bad.version })),
+        };
+        let exec = event.mask & libc::FAN_OPEN_EXEC_PERM != 0;
+        let permission = exec || event.mask & libc::FAN_OPEN_PERM != 0;
+        let file = match event.file {
+            _ if event.mask & libc::FAN_Q_OVERFLOW != 0 => return Some(Ok(Event::Overflow)),
+            Ok(file) => file,
+            Err(number) => {
+                let errno = number.checked_neg().filter(|_| number < libc::FAN_NOFD);
+                return Some(Ok(Event::Unopenable { errno, permission, pid: event.pid }));
+            }
+        };
+        Some(Ok(if permission {
+            let answer = Answer { group: Arc::clone(&self.group), fd: file.as_raw_fd(), given: false };
+            Event::Permission(Pending { answer, file, tid: event.pid, exec })
+        } else {
+            Event::CloseWrite { file, pid: event.pid }
+        }))
+    }
+}
+
+impl Drop for Events<'_> {
+    fn drop(&mut self) {
+        // Each item denies and closes itself.
+        self.for_each(drop);
+    }
+}
+
+/// One event of a [`PermissionGroup`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// Somebody waits for an answer.
+    Permission(Pending),
+    /// A file that was open for writing was closed.
+    CloseWrite {
+        /// The file, open for reading.
+        file: OwnedFd,
+        /// Thread that closed it (process, without [`PermissionGroup::reports_threads`]); 0 if outside our pid namespace.
+        pid: i32,
+    },
+    /// The file of an event could not be opened for us; if somebody waited, the kernel has denied already.
+    Unopenable {
+        /// Why; absent if the kernel did not say (`FAN_NOFD`; `-EPERM` looks the same).
+        errno: Option<i32>,
+        /// Whether somebody waited.
+        permission: bool,
+        /// Thread or process behind the event.
+        pid: i32,
+    },
+    /// The queue was full: events are missing (waiters among them were let pass by the kernel).
+    Overflow,
+}
+
+/// Somebody who waits until [`allow`](Self::allow) or [`deny`](Self::deny) is called; dropping it denies.
+#[derive(Debug)]
+#[must_use = "dropping it denies"]
+pub struct Pending {
+    // Declared before `file`: the answer names the file's number, which must still be ours when it is sent.
+    answer: Answer,
+    file: OwnedFd,
+    tid: i32,
+    exec: bool,
+}
+
+/// The file of an answered event, and how the answer was received.
+#[derive(Debug)]
+#[must_use = "the answer may have failed"]
+pub struct Answered {
+    /// The file, still open, together with any lease taken on it.
+    pub file: OwnedFd,
+    /// An error if the answer could not be written; the opener may then be waiting still. Fine after
+    /// [`PermissionGroup::close`], which has let everybody pass.
+    pub sent: Result<(), FanotifyError>,
+}
+
+impl Pending {
+    /// The file that is to be opened, open for reading, without `O_NONBLOCK`.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The thread that asks (process, without [`PermissionGroup::reports_threads`]); 0 if outside our pid namespace.
+    #[must_use]
+    pub const fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Whether the file is opened to be executed. The kernel asks twice then, first with this and then without.
+    #[must_use]
+    pub const fn exec(&self) -> bool {
+        self.exec
+    }
+
+    /// Lets the opener pass and keeps the file.
+    pub fn allow(self) -> Answered {
+        self.answer(libc::FAN_ALLOW)
+    }
+
+    /// Refuses the opener, who gets `EPERM`, and keeps the file.
+    pub fn deny(self) -> Answered {
+        self.answer(libc::FAN_DENY)
+    }
+
+    fn answer(self, response: u32) -> Answered {
+        let Self { mut answer, file, .. } = self;
+        let sent = answer.send(response).map_err(|error| CallError::new("write", file.as_fd(), error).into());
+        Answered { file, sent }
+    }
+}
+
+/// The duty to answer.
+#[derive(Debug)]
+struct Answer {
+    group: Arc<GroupFd>,
+    fd: RawFd,
+    given: bool,
+}
+
+impl Answer {
+    /// Writes `struct fanotify_response`, unless the group is closed.
+    #[expect(clippy::host_endian_bytes, reason = "the kernel reads the structure in the host's byte order")]
+    fn send(&mut self, response: u32) -> io::Result<()> {
+        self.given = true;
+        let [a, b, c, d] = self.fd.to_ne_bytes();
+        let [e, f, g, h] = response.to_ne_bytes();
+        let message = [a, b, c, d, e, f, g, h];
+        let written = self.group.with(|group| rustix::io::retry_on_intr(|| rustix::io::write(group, &message)));
+        written.transpose()?;
+        Ok(())
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.given {
+            // Nobody is left who could be told of a failure.
+            drop(self.send(libc::FAN_DENY));
+        }
+    }
+}

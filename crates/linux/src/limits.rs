@@ -1,0 +1,25 @@
+//! Limits of this process.
+//!
+//! Source: `getrlimit(2)`.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::error::{CallError, Target};
+
+/// Raises the soft limit of open descriptors (`RLIMIT_NOFILE`) to the hard one and returns it; absent if unlimited.
+///
+/// # Errors
+/// `EPERM` if the kernel refuses.
+pub fn raise_open_files() -> Result<Option<u64>, CallError> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .map_err(|error| CallError::new("setrlimit(RLIMIT_NOFILE)", Target::Process, error))?;
+    Ok(maximum)
+}
+
+/// How many signals may be queued for this user (`RLIMIT_SIGPENDING`); as many leases can be broken at once before
+/// [`crate::lease::LeaseEvent::Overflow`]. Absent if unlimited.
+#[must_use]
+pub fn pending_signals() -> Option<u64> {
+    getrlimit(Resource::Sigpending).current
+}

@@ -1,0 +1,302 @@
+//! The only `unsafe` code outside BPF: calls for which neither `std` nor `rustix` has a safe door.
+//!
+//! Every function here is safe to call with any arguments its types admit.
+#![allow(unsafe_code, reason = "the one room where system calls without a safe wrapper are made")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use libc::{c_int, c_uint};
+
+/// `Ok(value)` unless the call returned a negative number.
+fn checked(value: c_int) -> io::Result<c_int> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// `fanotify_init(2)`.
+pub(crate) fn fanotify_init(flags: c_uint, event_flags: c_uint) -> io::Result<OwnedFd> {
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: plain integers in; a non-negative result is a new descriptor that nobody else owns.
+    unsafe { checked(libc::fanotify_init(flags, event_flags)).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// `fanotify_mark(2)` on the object that `target` itself refers to.
+pub(crate) fn fanotify_mark(group: BorrowedFd<'_>, flags: c_uint, mask: u64, target: BorrowedFd<'_>) -> io::Result<()> {
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: both descriptors are open for the call; a null path makes the kernel use `target` itself.
+    let result = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, target.as_raw_fd(), ptr::null()) };
+    checked(result).map(drop)
+}
+
+/// What one fanotify event without file handles says; its descriptor is ours.
+#[derive(Debug)]
+pub(crate) struct RawEvent {
+    /// `FAN_*` bits.
+    pub(crate) mask: u64,
+    /// The file, or the negative number that stands in its place (`FAN_NOFD` or `-errno`).
+    pub(crate) file: Result<OwnedFd, i32>,
+    /// Thread or process id, 0 if it is outside our pid namespace.
+    pub(crate) pid: i32,
+}
+
+/// The kernel speaks another version of the event structure than we do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BadMetadata {
+    /// Version found.
+    pub(crate) version: u8,
+}
+
+/// Memory for one read of a fanotify group and the place up to which it has been taken out.
+///
+/// Every event is taken out exactly once, because each may own a descriptor.
+#[derive(Debug)]
+pub(crate) struct RawEvents {
+    bytes: Box<[u8]>,
+    taken: usize,
+    filled: usize,
+}
+
+/// `struct fanotify_event_metadata`: 4 length, 1 version, 1 reserved, 2 metadata length, 8 mask, 4 descriptor, 4 pid.
+pub(crate) const METADATA_LEN: usize = 24;
+
+impl RawEvents {
+    /// Room for `events` events.
+    pub(crate) fn new(events: usize) -> Self {
+        Self {
+            bytes: vec![0; events.saturating_mul(METADATA_LEN).max(METADATA_LEN)].into_boxed_slice(),
+            taken: 0,
+            filled: 0,
+        }
+    }
+
+    /// Reads from the group; whatever had not been taken out must have been drained before.
+    pub(crate) fn read(&mut self, group: BorrowedFd<'_>) -> io::Result<usize> {
+        debug_assert_eq!(self.taken, self.filled, "events left in the buffer would leak their descriptors");
+        (self.taken, self.filled) = (0, 0);
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(group, &mut *self.bytes))?;
+        self.filled = length;
+        Ok(length)
+    }
+
+    /// Takes the next event out of the buffer.
+    pub(crate) fn take(&mut self) -> Option<Result<RawEvent, BadMetadata>> {
+        let event = self.bytes.get(self.taken..self.filled)?;
+        if event.is_empty() {
+            return None;
+        }
+        let Some(header) = event.first_chunk::<METADATA_LEN>().and_then(Metadata::parse) else {
+            self.taken = self.filled;
+            return Some(Err(BadMetadata { version: event.get(4).copied().unwrap_or(0) }));
+        };
+        self.taken = self.taken.saturating_add(header.length).min(self.filled);
+        let file = if header.fd < 0 {
+            Err(header.fd)
+        } else {
+            // NEEDED: the kernel hands over descriptors as numbers inside the bytes of an event.
+            // SAFETY: `bytes[..filled]` was written by read(2) on a fanotify group and by nothing else; the kernel
+            // installed this descriptor for us, and `taken` has moved past it, so it gets this one owner.
+            Ok(unsafe { OwnedFd::from_raw_fd(header.fd) })
+        };
+        Some(Ok(RawEvent { mask: header.mask, file, pid: header.pid }))
+    }
+}
+
+/// The fixed part of every fanotify event, in the host's byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    /// Length of the whole event.
+    pub(crate) length: usize,
+    /// `FAN_*` bits.
+    pub(crate) mask: u64,
+    /// Descriptor or a negative number.
+    pub(crate) fd: RawFd,
+    /// Thread or process id.
+    pub(crate) pid: i32,
+}
+
+impl Metadata {
+    /// Absent if the version is not [`libc::FANOTIFY_METADATA_VERSION`] or a length cannot be.
+    #[expect(clippy::host_endian_bytes, reason = "the kernel writes the structure in the host's byte order")]
+    pub(crate) fn parse(bytes: &[u8; METADATA_LEN]) -> Option<Self> {
+        let [l0, l1, l2, l3, version, _, h0, h1, m0, m1, m2, m3, m4, m5, m6, m7, f0, f1, f2, f3, p0, p1, p2, p3] =
+            *bytes;
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
+        let header = usize::from(u16::from_ne_bytes([h0, h1]));
+        if version != libc::FANOTIFY_METADATA_VERSION || header != METADATA_LEN || length < METADATA_LEN {
+            return None;
+        }
+        Some(Self {
+            length,
+            mask: u64::from_ne_bytes([m0, m1, m2, m3, m4, m5, m6, m7]),
+            fd: i32::from_ne_bytes([f0, f1, f2, f3]),
+            pid: i32::from_ne_bytes([p0, p1, p2, p3]),
+        })
+    }
+}
+
+/// `fcntl(2)` with a command whose third argument is an integer.
+fn fcntl(fd: BorrowedFd<'_>, command: c_int, argument: c_int) -> io::Result<c_int> {
+    // NEEDED: rustix has neither leases nor F_SETSIG.
+    // SAFETY: private, and every caller passes a command that takes an integer, so the kernel touches no memory of ours.
+    checked(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) })
+}
+
+/// `F_SETSIG` of `asm-generic/fcntl.h`, which the libc crate lacks.
+const F_SETSIG: c_int = 10;
+
+/// `fcntl(F_SETSIG)`.
+pub(crate) fn set_signal(fd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
+    fcntl(fd, F_SETSIG, signal).map(drop)
+}
+
+/// `fcntl(F_SETLEASE)`.
+pub(crate) fn set_lease(fd: BorrowedFd<'_>, kind: c_int) -> io::Result<()> {
+    fcntl(fd, libc::F_SETLEASE, kind).map(drop)
+}
+
+/// `fcntl(F_GETLEASE)`.
+pub(crate) fn get_lease(fd: BorrowedFd<'_>) -> io::Result<c_int> {
+    fcntl(fd, libc::F_GETLEASE, 0)
+}
+
+/// The longest file handle that the kernel makes, `MAX_HANDLE_SZ`.
+pub(crate) const MAX_HANDLE: usize = 128;
+
+/// What `name_to_handle_at(2)` writes; the kernel's `struct file_handle` with room for the longest handle.
+#[repr(C)]
+struct HandleBuffer {
+    bytes: c_uint,
+    kind: c_int,
+    handle: [u8; MAX_HANDLE],
+}
+
+/// `name_to_handle_at(fd, "", AT_EMPTY_PATH | flags)`: kind, length and bytes of the handle.
+pub(crate) fn handle_of(fd: BorrowedFd<'_>, flags: c_int) -> io::Result<(i32, usize, [u8; MAX_HANDLE])> {
+    let mut buffer = HandleBuffer { bytes: 0, kind: 0, handle: [0; MAX_HANDLE] };
+    buffer.bytes = c_uint::try_from(MAX_HANDLE).map_err(io::Error::other)?;
+    let mut mount: c_int = 0;
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: `buffer` has the layout of `struct file_handle` with `bytes` bytes of room behind it, the path is a
+    // terminated string and `mount` is a place for an int; all outlive the call.
+    let result = unsafe {
+        libc::name_to_handle_at(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            ptr::from_mut(&mut buffer).cast(),
+            &raw mut mount,
+            libc::AT_EMPTY_PATH | flags,
+        )
+    };
+    checked(result)?;
+    let length = usize::try_from(buffer.bytes).map_err(io::Error::other)?.min(MAX_HANDLE);
+    Ok((buffer.kind, length, buffer.handle))
+}
+
+/// `fsid` of `fstatfs(2)`, as two integers.
+pub(crate) fn fsid(fd: BorrowedFd<'_>) -> io::Result<[i32; 2]> {
+    let mut facts = MaybeUninit::<libc::statfs>::zeroed();
+    // NEEDED: the two halves of `fsid_t` are private in libc and rustix.
+    // SAFETY: `facts` is a place for a `struct statfs`, which fstatfs(2) fills; `fsid_t` is two ints in every Linux ABI,
+    // checked below; all bit patterns are ints.
+    unsafe {
+        checked(libc::fstatfs(fd.as_raw_fd(), facts.as_mut_ptr()))?;
+        const { assert!(size_of::<libc::fsid_t>() == size_of::<[i32; 2]>()) };
+        Ok(ptr::addr_of!((*facts.as_ptr()).f_fsid).cast::<[i32; 2]>().read_unaligned())
+    }
+}
+
+/// `ioctl(FS_IOC_GETVERSION)`: the inode's generation.
+pub(crate) fn generation(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // The number says `long`, but every file system writes an `int`; a zeroed long is room for both.
+    let mut value = [0_u8; 8];
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: the kernel writes at most 8 bytes, which `value` has.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETVERSION, value.as_mut_ptr()) })?;
+    let [a, b, c, d, ..] = value;
+    #[expect(clippy::host_endian_bytes, reason = "the kernel writes an int of the host")]
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// `_IOR(0x15, 0, struct fsuuid2)`, 17 bytes.
+const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
+
+/// `ioctl(FS_IOC_GETFSUUID)` (Linux 6.9): length and bytes of the superblock's UUID.
+pub(crate) fn filesystem_uuid(fd: BorrowedFd<'_>) -> io::Result<(u8, [u8; 16])> {
+    let mut value = [0_u8; 17];
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: the number encodes a structure of 17 bytes, which `value` has.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, value.as_mut_ptr()) })?;
+    let [length, uuid @ ..] = value;
+    Ok((length, uuid))
+}
+
+/// The set that holds just these signals.
+fn signal_set(signals: &[c_int]) -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // NEEDED: neither std nor rustix has signal sets.
+    // SAFETY: sigemptyset initialises the whole set before sigaddset and assume_init look at it.
+    unsafe {
+        checked(libc::sigemptyset(set.as_mut_ptr()))?;
+        for signal in signals {
+            checked(libc::sigaddset(set.as_mut_ptr(), *signal))?;
+        }
+        Ok(set.assume_init())
+    }
+}
+
+/// Blocks the signals in the calling thread; threads started later inherit that.
+pub(crate) fn block_signals(signals: &[c_int]) -> io::Result<()> {
+    let set = signal_set(signals)?;
+    // NEEDED: neither std nor rustix has signal masks.
+    // SAFETY: `set` is an initialised signal set; the old set is not asked for.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+/// `signalfd(2)`, close-on-exec and non-blocking.
+pub(crate) fn signal_fd(signals: &[c_int]) -> io::Result<OwnedFd> {
+    let set = signal_set(signals)?;
+    // NEEDED: neither std nor rustix has signalfd.
+    // SAFETY: `set` is an initialised signal set; a non-negative result is a new descriptor that nobody else owns.
+    unsafe {
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        checked(fd).map(|fd| OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The first real-time signal that the C library leaves to programs, plus `offset`.
+pub(crate) fn realtime_signal(offset: c_int) -> Option<c_int> {
+    let signal = libc::SIGRTMIN().checked_add(offset)?;
+    (offset >= 0 && signal <= libc::SIGRTMAX()).then_some(signal)
+}
+
+/// `process_vm_readv(2)`: copies from `address` of another process; may be short.
+pub(crate) fn read_memory(pid: i32, address: usize, into: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let remote = libc::iovec { iov_base: ptr::without_provenance_mut(address), iov_len: into.len() };
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: the kernel writes only into `into`, at most its length; `remote` is an address of the other process and
+    // is never looked at here.
+    let length = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
+
+/// `getsockopt(SO_PEERCRED)`: process id (0 if outside our pid namespace), user and group of the other end.
+pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
+    let mut peer = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).map_err(io::Error::other)?;
+    // NEEDED: std has no stable call, and the one of rustix cannot represent the process id 0.
+    // SAFETY: the kernel writes at most `length` bytes, which `peer` has; all bit patterns are integers.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            ptr::from_mut(&mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    checked(result).map(|_| peer)
+}
