@@ -4,7 +4,7 @@
 //! panic, and they allocate nothing.
 
 /// A buffer and how far it has been read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
     offset: usize,

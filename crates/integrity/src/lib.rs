@@ -7,3 +7,4 @@
 pub mod codec;
 pub mod digest;
 pub mod event;
+pub mod label;
