@@ -7,7 +7,6 @@
 //! 3. a question that gets lost denies by itself.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use imara_integrity::appraise::{FileState, LabelRead};
 use imara_integrity::audit::{Action, Asker};
@@ -19,8 +18,8 @@ use imara_integrity::policy::Decision;
 use imara_linux::fanotify::Pending;
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
-use imara_linux::task;
 use imara_linux::xattr::{self, Found};
+use imara_linux::{open_call, task};
 
 use crate::failure::Failure;
 use crate::inodes::{Key, Renewing, Task, Written};
@@ -125,7 +124,7 @@ impl Guard {
             Mask::WRITE.union(Mask::APPEND),
             READ_WRITE.union(Mask::APPEND),
         ];
-        let Ok(Some(call)) = task::open_flags(tid) else { return ANY };
+        let Ok(Some(call)) = open_call::open_call(tid) else { return ANY };
         crate::filesystems::masks(call).unwrap_or(ANY)
     }
 
@@ -271,15 +270,7 @@ impl Guard {
         self.remember(key, hold, good, allowed, outcome.evidence, answered.file);
     }
 
-    fn remember(
-        &mut self,
-        key: Key,
-        hold: Hold,
-        good: bool,
-        allowed: bool,
-        evidence: Option<Digest>,
-        file: OwnedFd,
-    ) {
+    fn remember(&mut self, key: Key, hold: Hold, good: bool, allowed: bool, evidence: Option<Digest>, file: OwnedFd) {
         match (hold, evidence) {
             (Hold::Lease, Some(digest)) => self.inodes.know(key, digest, file),
             // Without evidence: a new file that has no label yet, or one that cannot be judged by content.
@@ -305,7 +296,7 @@ impl Guard {
         if ask.facts.size != 0 {
             return false;
         }
-        ask.facts.links == 0 || self.created.take(ask.file())
+        ask.facts.links == 0 || self.created.take(ask.file(), ask.facts.born)
     }
 
     /// Lets somebody pass without having judged.
@@ -370,13 +361,8 @@ fn asker_of(tid: i32) -> Asker {
     Asker {
         pid: tid,
         uid: task::credentials(tid).ok().map(|subject| subject.uid),
-        login_uid: task::login_uid(tid).ok(),
-        session: task::session(tid).ok(),
+        login_uid: task::login_uid(tid).ok().map(|uid| uid.map_or(u32::MAX, |uid| uid.0)),
+        session: task::session_id(tid).ok().map(|session| session.unwrap_or(u32::MAX)),
         comm: task::comm(tid).unwrap_or_default(),
     }
-}
-
-/// When something was last seen to move.
-pub(crate) fn now() -> Instant {
-    Instant::now()
 }

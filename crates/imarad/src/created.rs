@@ -4,8 +4,8 @@
 //! a label may not: somebody may have emptied it and stripped its label while nobody looked. The difference cannot be
 //! seen in the file, so we remember the handles of files whose creation we heard of, until they are asked for.
 
-use std::collections::VecDeque;
 use std::collections::HashSet;
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -74,7 +74,7 @@ impl Created {
     pub(crate) fn take(&mut self, file: BorrowedFd<'_>, born: Option<Time>) -> bool {
         self.listen();
         let Ok(handle) = file_handle(file) else { return false };
-        let fresh = born.is_none_or(|(seconds, _)| seconds.abs_diff(self.read_at) <= FRESH.unsigned_abs());
+        let fresh = born.is_none_or(|born| born.seconds.abs_diff(self.read_at) <= FRESH.unsigned_abs());
         self.heard.remove(&handle) && fresh
     }
 }

@@ -92,12 +92,8 @@ mod tests {
 
     #[test]
     fn what_could_not_be_judged_is_denied_in_enforce_and_in_no_other_mode() {
-        let undecided = [
-            Failure::FactsUnreadable,
-            Failure::ContentUnreadable,
-            Failure::ContentChanging,
-            Failure::HashStalled,
-        ];
+        let undecided =
+            [Failure::FactsUnreadable, Failure::ContentUnreadable, Failure::ContentChanging, Failure::HashStalled];
         for failure in undecided {
             for mode in Mode::ALL {
                 assert_eq!(failure.pass(mode).is_none(), mode == Mode::Enforce, "{failure:?} {mode}");
@@ -111,7 +107,8 @@ mod tests {
     #[test]
     fn the_table_in_the_documentation_is_this_one() {
         let page = include_str!("../../../docs/failures.md");
-        let documented: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        let documented: Vec<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
         let words: Vec<&str> = Failure::ALL.iter().map(|failure| failure.row().word).collect();
         assert_eq!(documented, words);
     }

@@ -35,8 +35,8 @@ impl FileSystems {
         use std::os::fd::AsFd as _;
         let facts = imara_linux::file::facts(mount.as_fd())?;
         let found = imara_linux::mounts::filesystem_of(mount.as_fd())?;
-        let entry = imara_linux::mounts::mount_of(mount.as_fd())?;
-        let source = entry.source.strip_prefix("/dev/").map(ToOwned::to_owned);
+        let entry = imara_linux::mounts::mount_of_file(mount.as_fd())?;
+        let source = entry.source.to_str().and_then(|source| source.strip_prefix("/dev/")).map(ToOwned::to_owned);
         let name = source.unwrap_or_else(|| found.name.clone());
         self.devices.insert(facts.device, self.guarded.len());
         self.devices.insert(entry.device, self.guarded.len());
@@ -92,20 +92,20 @@ impl FileSystems {
         let index = match self.devices.get(&facts.device) {
             Some(index) => *index,
             None => {
-                let device = facts.mount_id.and_then(|id| imara_linux::mounts::by_id(id).ok().flatten());
-                let index = device.and_then(|mount| self.devices.get(&mount.device).copied()).unwrap_or(0);
+                let mounts = imara_linux::mounts::mounts().unwrap_or_default();
+                let mount = mounts.iter().find(|mount| Some(mount.id) == facts.mount_id);
+                let index = mount.and_then(|mount| self.devices.get(&mount.device).copied()).unwrap_or(0);
                 self.devices.insert(facts.device, index);
                 index
             }
         };
-        static NONE: FileSystem =
-            FileSystem { magic: 0, name: String::new(), subtype: None, uuid: [0; 16] };
+        static NONE: FileSystem = FileSystem { magic: 0, name: String::new(), subtype: None, uuid: [0; 16] };
         self.guarded.get(index).map_or(&NONE, |guarded| &guarded.facts)
     }
 
     /// Device numbers of guarded file systems that are mounted nowhere any more, and forgets them.
     pub(crate) fn take_gone(&mut self) -> Vec<(PathBuf, Vec<(u32, u32)>)> {
-        let Ok(mounts) = imara_linux::mounts::all() else { return Vec::new() };
+        let Ok(mounts) = imara_linux::mounts::mounts() else { return Vec::new() };
         let mut gone = Vec::new();
         for (index, guarded) in self.guarded.iter().enumerate() {
             let devices: Vec<_> =
@@ -115,7 +115,9 @@ impl FileSystems {
             }
         }
         for (_, devices) in &gone {
-            devices.iter().for_each(|device| drop(self.devices.remove(device)));
+            for device in devices {
+                self.devices.remove(device);
+            }
         }
         gone
     }
@@ -131,6 +133,8 @@ impl FileSystems {
 /// Source: Linux `security/integrity/ima/ima_main.c`, `ima_file_check()`; `fs/namei.c`, `ACC_MODE`.
 pub(crate) fn masks(call: OpenCall) -> Option<&'static [Mask]> {
     const READ_WRITE: Mask = Mask::READ.union(Mask::WRITE);
+    const WRITE_APPEND: Mask = Mask::WRITE.union(Mask::APPEND);
+    const READ_WRITE_APPEND: Mask = READ_WRITE.union(Mask::APPEND);
     let OpenCall::Flags(flags) = call else {
         return match call {
             OpenCall::Exec => Some(&[Mask::EXEC]),
@@ -142,8 +146,8 @@ pub(crate) fn masks(call: OpenCall) -> Option<&'static [Mask]> {
     Some(match (flags.reads(), writes, flags.appends()) {
         (_, false, _) => &[Mask::READ],
         (false, true, false) => &[Mask::WRITE],
-        (false, true, true) => &[Mask::WRITE.union(Mask::APPEND)],
+        (false, true, true) => &[WRITE_APPEND],
         (true, true, false) => &[READ_WRITE],
-        (true, true, true) => &[READ_WRITE.union(Mask::APPEND)],
+        (true, true, true) => &[READ_WRITE_APPEND],
     })
 }

@@ -26,7 +26,7 @@ use crate::answer::Ask;
 pub(crate) const IDLE: Duration = Duration::from_secs(5);
 
 /// An inode that lives: device, number, and birth, so that a number that is used again is another inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
     device: (u32, u32),
     inode: u64,

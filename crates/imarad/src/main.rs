@@ -1,3 +1,80 @@
-//! placeholder
+//! The guard: a daemon that is asked by the kernel before a file is opened, and answers.
+//!
+//! Read [`start`] for what it takes, [`serve`] for the loop, [`answer`] for the way of one question, [`renew`] for
+//! labels that follow changes, [`failure`] for what happens when something goes wrong.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod answer;
+mod config;
+mod control;
+mod created;
+mod failure;
+mod filesystems;
+mod inodes;
+mod log;
+mod policies;
+mod pool;
+mod renew;
+mod serve;
+mod start;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use imara_integrity::check::{Mode, Settings};
+use imara_integrity::digest::HashAlgorithm;
+
+use crate::config::Config;
+
+/// Guards file systems: a file that is not what its label says is not opened.
+#[derive(Debug, Parser)]
+#[command(name = "imarad", version, about)]
+struct Arguments {
+    /// Take everything from this file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mode", "policy", "hash", "run_dir", "mounts"])]
+    config: Option<PathBuf>,
+    /// What happens to files that do not pass: enforce, log, fix or off
+    #[arg(long, default_value = "enforce")]
+    mode: Mode,
+    /// The rules: a file, or builtin:NAME
+    #[arg(long, default_value = config::POLICY)]
+    policy: String,
+    /// Hash algorithm of new labels
+    #[arg(long, default_value = "sha256")]
+    hash: HashAlgorithm,
+    /// Directory of the control socket
+    #[arg(long, default_value = config::RUN_DIR, env = "IMARA_RUN_DIR")]
+    run_dir: PathBuf,
+    /// Mount points of the file systems to guard
+    #[arg(required_unless_present = "config")]
+    mounts: Vec<PathBuf>,
+}
+
+impl Arguments {
+    fn config(self) -> anyhow::Result<Config> {
+        match self.config {
+            Some(path) => Config::read(&path),
+            None => Config {
+                settings: Settings { mode: self.mode, hash: self.hash },
+                policy: self.policy,
+                mounts: self.mounts,
+                run_dir: self.run_dir,
+                log: log::Sink::Stderr,
+            }
+            .checked(),
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the only place to say why the guard did not start")]
+fn main() -> ExitCode {
+    match Arguments::parse().config().and_then(start::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("imarad: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

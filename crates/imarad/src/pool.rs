@@ -12,8 +12,9 @@ use imara_integrity::appraise::LabelRead;
 use imara_integrity::check::{self, Renewal, Settings};
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::label;
+use imara_linux::epoll::Waker;
+use imara_linux::hash::FileHasher;
 use imara_linux::xattr::{self, Found};
-use imara_linux::{hash, wake};
 
 use crate::inodes::Key;
 
@@ -44,10 +45,7 @@ pub(crate) enum Done {
     /// The content's digest.
     Hashed(Digest),
     /// The content's digest; whether the label had to be written.
-    Renewed {
-        digest: Digest,
-        wrote: bool,
-    },
+    Renewed { digest: Digest, wrote: bool },
     /// The label is written.
     Labelled,
     /// The content could not be read.
@@ -73,20 +71,16 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Starts `threads` workers, who call `wake` after each report; their thread ids go to `threads_started`.
-    pub(crate) fn start(
-        threads: usize,
-        wake: &Arc<wake::Wake>,
-        started: &Sender<i32>,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn start(threads: usize, wake: &Arc<Waker>, started: &Sender<i32>) -> std::io::Result<Self> {
         let (jobs, queue) = channel::<Job>();
         let (out, reports) = channel();
         let queue = Arc::new(Mutex::new(queue));
         for number in 0..threads.max(1) {
             let (queue, out, wake, started) = (Arc::clone(&queue), out.clone(), Arc::clone(wake), started.clone());
             std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                let _ = started.send(imara_linux::task::own_tid());
+                let _ = started.send(imara_linux::task::own());
                 drop(started);
-                let mut worker = Worker { hasher: hash::FileHasher::new(), label: Vec::new() };
+                let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new() };
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Job { key, serial, file, work, progress }) = next else { return };
@@ -95,7 +89,7 @@ impl Pool {
                     if out.send(Report { key, serial, done }).is_err() {
                         return;
                     }
-                    wake.ring();
+                    let _ = wake.wake();
                 }
             })?;
         }
@@ -115,7 +109,7 @@ impl Pool {
 }
 
 struct Worker {
-    hasher: hash::FileHasher,
+    hasher: FileHasher,
     label: Vec<u8>,
 }
 

@@ -5,8 +5,8 @@
 //! closes nothing), or somebody wants to read the file. Whichever comes first takes the lease and renews the label
 //! under it; a reader waits for that and is never denied because we were late.
 
-use std::collections::BinaryHeap;
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

@@ -1,6 +1,6 @@
 //! The dispatcher: one thread that takes every event and waits for nothing but events.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -88,8 +88,7 @@ enum Source {
 }
 
 impl Source {
-    const ALL: [Self; 6] =
-        [Self::Leases, Self::Signals, Self::Wake, Self::Questions, Self::Mounts, Self::Creations];
+    const ALL: [Self; 6] = [Self::Leases, Self::Signals, Self::Wake, Self::Questions, Self::Mounts, Self::Creations];
 }
 
 impl Guard {
@@ -115,7 +114,10 @@ impl Guard {
             }
             let until = self.retries.next().map_or(next_tick, |retry| retry.min(next_tick));
             let timeout = until.saturating_duration_since(Instant::now());
-            epoll.wait(&mut ready, Some(timeout))?.for_each(drop);
+            let mounts_changed = epoll
+                .wait(&mut ready, Some(timeout))?
+                .filter_map(|token| Source::ALL.get(usize::try_from(token).ok()?))
+                .fold(false, |changed, source| changed || *source == Source::Mounts);
             // Whatever it was that woke us: leases first, because a writer waits for each of them.
             self.serve_leases();
             while let Some(request) = self.signals.next()? {
@@ -124,7 +126,7 @@ impl Guard {
                 }
             }
             self.serve_wake();
-            if self.mount_watch.changed() {
+            if mounts_changed {
                 self.mounts_changed();
             }
             self.counters.creations_lost += self.created.listen();
@@ -139,7 +141,7 @@ impl Guard {
             Source::Leases => epoll.add(&self.leases, token, Interest::Readable)?,
             Source::Signals => epoll.add(&self.signals, token, Interest::Readable)?,
             Source::Wake => epoll.add(self.wake.as_ref(), token, Interest::Readable)?,
-            Source::Mounts => epoll.add(&self.mount_watch, token, Interest::Priority)?,
+            Source::Mounts => epoll.add(&self.mount_watch, token, Interest::Changed)?,
             Source::Creations => epoll.add(self.created.group(), token, Interest::Readable)?,
             Source::Questions => {
                 self.group.with_fd(|fd| epoll.add(fd, token, Interest::Readable)).transpose()?;
@@ -164,9 +166,10 @@ impl Guard {
                 Event::CloseWrite { file, .. } => self.closed(file),
                 Event::Overflow => self.note(Failure::QueueOverflow, "events are missing"),
                 Event::Unopenable { errno, .. } => {
-                    let why = errno.map_or_else(|| "no reason given".into(), |errno| {
-                        std::io::Error::from_raw_os_error(errno).to_string()
-                    });
+                    let why = errno.map_or_else(
+                        || "no reason given".into(),
+                        |errno| std::io::Error::from_raw_os_error(errno).to_string(),
+                    );
                     self.note(Failure::EventUnreadable, &why);
                 }
                 _ => {}

@@ -220,6 +220,6 @@ fn judge_without_keys(label: &ImaLabel<'_>, requirement: Requirement, file: File
             Some(3) => Judgement::not(Status::Fail, Cause::InvalidVeritySignature),
             _ => Judgement::not(Status::Fail, Cause::InvalidSignatureVersion),
         },
-        ImaLabel::Digest(_) | ImaLabel::Other(_) => Judgement::not(Status::Unknown, Cause::UnknownImaData),
+        ImaLabel::Digest(_) | ImaLabel::Unknown { .. } => Judgement::not(Status::Unknown, Cause::UnknownImaData),
     }
 }

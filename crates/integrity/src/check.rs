@@ -21,7 +21,7 @@ use crate::audit::Operation;
 use crate::digest::{Digest, HashAlgorithm};
 use crate::iint::Writable;
 use crate::label::{self, ImaLabel};
-use crate::policy::{AlgorithmSet, Decision};
+use crate::policy::{Algorithms, Decision};
 
 /// What appraisal does about a file that does not pass; the kernel's `ima_appraise=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -192,8 +192,7 @@ pub fn plan(decision: &Decision, settings: Settings) -> Plan {
     if decision.appraise.is_none() {
         return Plan::Allow(Pass(Why::NothingAsked));
     }
-    let requirement =
-        Requirement { signature: decision.options.signature_required, verity: decision.options.verity };
+    let requirement = Requirement { signature: decision.flags.signature_required, verity: decision.flags.verity };
     Plan::Judge(Labels { settings, requirement, algorithms: decision.algorithms })
 }
 
@@ -202,7 +201,7 @@ pub fn plan(decision: &Decision, settings: Settings) -> Plan {
 pub struct Labels {
     settings: Settings,
     requirement: Requirement,
-    algorithms: Option<AlgorithmSet>,
+    algorithms: Option<Algorithms>,
 }
 
 /// What reading the label led to.
@@ -218,14 +217,15 @@ impl Labels {
     /// Looks at the label and says whether the content is needed, and hashed with which algorithm.
     #[must_use]
     pub fn read<'l>(self, label: LabelRead<'l>, file: FileState) -> Collect<'l> {
-        let need = appraise::need(label, self.requirement, file, self.settings.hash);
-        let stage = |algorithm, early| Content { labels: self, label, algorithm, early };
-        match need {
-            Need::Digest(algorithm) => Collect::Content(stage(algorithm, None)),
-            Need::Nothing(judgement) => {
-                let stage = stage(label::algorithm_asked(label.bytes(), self.settings.hash), Some(judgement));
-                if stage.repairable(judgement) { Collect::Content(stage) } else { Collect::Settled(stage.finish(None)) }
-            }
+        let default = self.settings.hash;
+        let (algorithm, early) = match appraise::need(label, self.requirement, file, default) {
+            Need::Digest(algorithm) => (algorithm, None),
+            Need::Nothing(judgement) => (label::algorithm_asked(label.bytes(), default), Some(judgement)),
+        };
+        let stage = Content { labels: self, label, algorithm, early };
+        match early {
+            Some(judgement) if !stage.repairable(judgement) => Collect::Settled(stage.finish(None)),
+            Some(_) | None => Collect::Content(stage),
         }
     }
 }
@@ -289,9 +289,11 @@ impl Content<'_> {
             judgement.cause,
             None | Some(Cause::NoXattrSupport | Cause::DeniedHashAlgorithm | Cause::Unknown | Cause::Unjudged)
         );
-        let signed = self.label.bytes().map(ImaLabel::parse).is_some_and(|label| {
-            label.is_ok_and(|label| matches!(label, ImaLabel::Signature(_)))
-        });
+        let signed = self
+            .label
+            .bytes()
+            .map(ImaLabel::parse)
+            .is_some_and(|label| label.is_ok_and(|label| matches!(label, ImaLabel::Signature(_))));
         self.labels.settings.mode == Mode::Fix && cause_is_curable && !signed
     }
 }

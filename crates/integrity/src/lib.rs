@@ -4,7 +4,12 @@
 //! The story of one open is told in [`check`]; start there.
 #![forbid(unsafe_code)]
 
+pub mod appraise;
+pub mod audit;
+pub mod check;
 pub mod codec;
 pub mod digest;
 pub mod event;
+pub mod iint;
 pub mod label;
+pub mod policy;

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use imara_integrity::check::Pass;
+
 use crate::error::{CallError, Target};
 use crate::sys::{self, RawEvents};
 
@@ -323,8 +325,9 @@ impl Pending {
         self.exec
     }
 
-    /// Lets the opener pass and keeps the file.
-    pub fn allow(self) -> Answered {
+    /// Lets the opener pass and keeps the file. Takes the core's word that he may.
+    pub fn allow(self, pass: Pass) -> Answered {
+        drop(pass);
         self.answer(libc::FAN_ALLOW)
     }
 

@@ -28,6 +28,12 @@ pub struct Status {
     pub subject: Subject,
 }
 
+/// The calling thread's own id.
+#[must_use]
+pub fn own() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
+
 /// Process and credentials of a task.
 ///
 /// # Errors
