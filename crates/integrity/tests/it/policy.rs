@@ -3,7 +3,10 @@
 
 use imara_integrity::digest::HashAlgorithm;
 use imara_integrity::event::{Event, FileSystem, Gid, Hook, LsmLabel, Mask, Object, Subject, Uid};
-use imara_integrity::policy::{Algorithms, Decision, Dialect, Lsm, Options, Policy};
+use imara_integrity::policy::{Algorithms, Builtin, Decision, Dialect, Lsm, Options, Policy};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use proptest::strategy::Union;
 
 const RULES: &str = include_str!("../../../../vectors/policy/policy-rules.tsv");
 const MATCHES: &str = include_str!("../../../../vectors/policy/match-rules.tsv");
@@ -54,7 +57,7 @@ fn first_line(text: &[u8]) -> &[u8] {
 
 /// Compares one column of the table; returns how many rows were compared.
 fn compare(dialect: Dialect, column: usize) -> usize {
-    let (mut compared, mut wrong) = (0, Vec::new());
+    let (mut compared, mut met, mut wrong) = (0, 0, Vec::new());
     for row in RULES.lines().skip(1) {
         let fields: Vec<_> = row.split('\t').collect();
         assert_eq!(fields.len(), 5, "{row}");
@@ -68,12 +71,14 @@ fn compare(dialect: Dialect, column: usize) -> usize {
         let text = unescape(fields[2]);
         let result = Policy::parse(first_line(&text), &debian(dialect));
         let excepted = EXCEPTIONS.iter().any(|&(d, rule, _)| d == dialect && rule == fields[2]);
+        met += usize::from(excepted);
         if (result.is_ok() == expected) == excepted {
             let why = result.map_or_else(|errors| errors.to_string(), |policy| format!("accepted: {policy}"));
             wrong.push(format!("{row}\n    {why}"));
         }
     }
     assert!(wrong.is_empty(), "{} rows disagree:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(met, EXCEPTIONS.iter().filter(|exception| exception.0 == dialect).count(), "each exception is a row");
     compared
 }
 
@@ -261,4 +266,121 @@ fn lsm_conditions_compare_each_part_and_an_unknown_label_matches_none() {
         });
         assert_eq!(decision.measure.is_some(), matches, "{subject:?} {object:?}");
     }
+}
+
+/// Words that may stand beside each other in a rule about files, each with a choice of values.
+fn file_conditions() -> impl Strategy<Value = Vec<String>> {
+    let name = "[!-~]{1,12}";
+    let id = |real: &'static str, effective: &'static str| {
+        (select(vec![real, effective]), select(vec!["=", ">", "<"]), 0..u32::MAX)
+            .prop_map(|(key, sign, id)| format!("{key}{sign}{id}"))
+    };
+    let conditions: Vec<BoxedStrategy<String>> = vec![
+        (select(vec!["", "^"]), select(vec!["EXEC", "WRITE", "READ", "APPEND"]))
+            .prop_map(|(sign, mask)| format!("mask={sign}MAY_{mask}"))
+            .boxed(),
+        any::<u64>().prop_map(|magic| format!("fsmagic={magic:#X}")).boxed(),
+        name.prop_map(|name| format!("fsname={name}")).boxed(),
+        "[0-9a-fA-F]{8}(-[0-9a-f]{4}){3}-[0-9A-F]{12}".prop_map(|uuid| format!("fsuuid={uuid}")).boxed(),
+        id("uid", "euid").boxed(),
+        id("gid", "egid").boxed(),
+        id("fowner", "fowner").boxed(),
+        id("fgroup", "fgroup").boxed(),
+        name.prop_map(|name| format!("subj_user={name}")).boxed(),
+        name.prop_map(|name| format!("obj_type={name}")).boxed(),
+        Just("permit_directio".to_owned()).boxed(),
+    ];
+    let count = conditions.len();
+    subsequence(conditions, 0..=count).prop_flat_map(|chosen| chosen).prop_shuffle()
+}
+
+/// The beginning of a rule: action, hook, and options that go with them.
+fn beginnings() -> impl Strategy<Value = String> {
+    let files = select(vec!["", " func=PATH_CHECK", " func=BPRM_CHECK", " func=FILE_MMAP", " func=CREDS_CHECK"]);
+    let actions = select(vec!["dont_measure", "dont_appraise", "audit", "hash", "dont_hash", "measure"]);
+    let algorithms = subsequence(HashAlgorithm::ALL.to_vec(), 1..=4)
+        .prop_map(|set| set.iter().map(|a| a.name()).collect::<Vec<_>>().join(","));
+    let signature = select(vec!["", " appraise_type=imasig", " digest_type=verity appraise_type=sigv3"]);
+    Union::new([
+        (actions, files.clone()).prop_map(|(action, func)| format!("{action}{func}")).boxed(),
+        (files.clone(), 0..64_u8, select(vec!["ima", "ima-ng", "d-ng|n-ng|sig", "evm-sig"]))
+            .prop_map(|(func, pcr, template)| format!("measure{func} pcr={pcr} template={template}"))
+            .boxed(),
+        (files, signature).prop_map(|(func, signature)| format!("appraise{func}{signature}")).boxed(),
+        algorithms.prop_map(|set| format!("appraise appraise_algos={set} func=MODULE_CHECK")).boxed(),
+        Just("appraise func=KEXEC_KERNEL_CHECK appraise_type=imasig|modsig".to_owned()).boxed(),
+    ])
+}
+
+fn dialects() -> impl Strategy<Value = Dialect> {
+    select(Dialect::ALL.to_vec())
+}
+
+proptest! {
+    #[test]
+    fn whatever_rule_parses_prints_as_the_same_rule(
+        dialect in dialects(),
+        rules in prop::collection::vec((beginnings(), file_conditions()), 1..5),
+    ) {
+        let options = Options::new(dialect);
+        let text: String = rules.iter().map(|(begin, rest)| format!("{begin}\t {}\n", rest.join(" "))).collect();
+        let policy = Policy::parse(text.as_bytes(), &options).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert_eq!(policy.len(), rules.len());
+        let shown = policy.to_string();
+        let again = Policy::parse(shown.as_bytes(), &options).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert_eq!(&again, &policy);
+        prop_assert_eq!(again.to_string(), shown);
+    }
+
+    #[test]
+    fn rules_about_keys_and_data_print_as_the_same_rules(
+        dialect in dialects(),
+        (func, key) in select(vec![("KEY_CHECK", "keyrings"), ("CRITICAL_DATA", "label")]),
+        names in prop::collection::vec("[!-{}~]{1,9}", 1..4),
+        uid in 0..u32::MAX,
+    ) {
+        let options = Options::new(dialect);
+        let text = format!("measure {key}={} uid>{uid} func={func}", names.join("|"));
+        let policy = Policy::parse(text.as_bytes(), &options).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let expected = format!("measure func={func} uid>{uid} {key}={}\n", names.join("|"));
+        prop_assert_eq!(policy.to_string(), expected);
+        let again = Policy::parse(policy.to_string().as_bytes(), &options);
+        prop_assert_eq!(again, Ok(policy));
+    }
+
+    #[test]
+    fn any_bytes_give_a_policy_or_errors_that_point_into_the_text(
+        dialect in dialects(),
+        bytes in Union::new([
+            prop::collection::vec(any::<u8>(), 0..200).boxed(),
+            "(measure|appraise|func=|uid[=<>]|FILE_CHECK|mask=\\^?|digest_type=verity|pcr=|[ -~]|\\||,|\n|\t){0,40}"
+                .prop_map(String::into_bytes).boxed(),
+        ]),
+    ) {
+        let Err(errors) = Policy::parse(&bytes, &Options::new(dialect)) else { return Ok(()) };
+        prop_assert!(errors.iter().count() > 0);
+        prop_assert!(!errors.to_string().is_empty());
+        for error in &errors {
+            let line = bytes.split(|&byte| byte == b'\n').nth(error.line - 1).expect("the line is there");
+            prop_assert_eq!(&line[error.column - 1..error.column - 1 + error.length], &*error.found);
+        }
+    }
+}
+
+#[test]
+fn tcb_and_appraise_tcb_together_measure_and_appraise_what_root_runs_from_a_disk_only() {
+    let policy = Policy::builtin([Builtin::Tcb, Builtin::AppraiseTcb].into_iter().collect(), Dialect::Linux6_12);
+    let decide = |magic, owner, hook, mask| {
+        let fs = FileSystem { magic, ..FileSystem::default() };
+        let object = Object { owner: Uid(owner), group: Gid(0), fs: &fs };
+        let subject = Subject::ROOT;
+        let event = Event { hook, mask, subject, object, subject_label: None, object_label: None, data: None };
+        let decision = policy.decide(&event);
+        (decision.measure.is_some(), decision.appraise.is_some())
+    };
+    let (ext4, tmpfs) = (0xef53, 0x0102_1994);
+    assert_eq!(decide(ext4, 0, Hook::BprmCheck, Mask::EXEC), (true, true));
+    assert_eq!(decide(ext4, 1000, Hook::BprmCheck, Mask::EXEC), (true, false));
+    assert_eq!(decide(ext4, 0, Hook::FileCheck, Mask::WRITE), (false, true));
+    assert_eq!(decide(tmpfs, 0, Hook::BprmCheck, Mask::EXEC), (false, false));
 }
