@@ -238,3 +238,124 @@ fn appraise_tcb() -> impl Iterator<Item = Rule> {
     let skip = skipped.map(|magic| Rule { fsmagic: Some(magic), ..Rule::new(Action::DontAppraise) });
     skip.chain([Rule { fowner: Some(ROOT), ..Rule::new(Action::Appraise) }])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Family, Options, Policy};
+
+    const DONT_MEASURE: &str = "dont_measure fsmagic=0x9fa0
+dont_measure fsmagic=0x62656572
+dont_measure fsmagic=0x64626720
+dont_measure fsmagic=0x1021994
+dont_measure fsmagic=0x1cd1
+dont_measure fsmagic=0x42494e4d
+dont_measure fsmagic=0x73636673
+dont_measure fsmagic=0xf97cff8c
+dont_measure fsmagic=0x43415d53
+dont_measure fsmagic=0x27e0eb
+dont_measure fsmagic=0x63677270
+dont_measure fsmagic=0x6e736673
+dont_measure fsmagic=0xde5e81e4
+";
+
+    fn text(names: &str, dialect: Dialect) -> String {
+        Policy::builtin(names.parse().unwrap(), dialect).to_string()
+    }
+
+    #[test]
+    fn each_built_in_policy_has_the_kernels_rules() {
+        let appraise_tcb = DONT_MEASURE.replace("dont_measure", "dont_appraise")
+            + "dont_appraise fsmagic=0x858458f6\nappraise fowner=0\n";
+        let tcb = "measure func=MMAP_CHECK mask=MAY_EXEC
+measure func=BPRM_CHECK mask=MAY_EXEC
+measure func=FILE_CHECK mask=^MAY_READ euid=0
+measure func=FILE_CHECK mask=^MAY_READ uid=0
+measure func=MODULE_CHECK
+measure func=FIRMWARE_CHECK
+measure func=POLICY_CHECK
+";
+        let ima_tcb = "measure func=MMAP_CHECK mask=MAY_EXEC
+measure func=BPRM_CHECK mask=MAY_EXEC
+measure func=FILE_CHECK mask=MAY_READ uid=0
+measure func=MODULE_CHECK
+measure func=FIRMWARE_CHECK
+";
+        let secure_boot = "appraise func=MODULE_CHECK appraise_type=imasig
+appraise func=FIRMWARE_CHECK appraise_type=imasig
+appraise func=KEXEC_KERNEL_CHECK appraise_type=imasig
+appraise func=POLICY_CHECK appraise_type=imasig
+";
+        let critical = "measure func=CRITICAL_DATA\n";
+        for (names, expected) in [
+            ("tcb", [DONT_MEASURE, tcb].concat()),
+            ("ima_tcb", [DONT_MEASURE, ima_tcb].concat()),
+            ("appraise_tcb", appraise_tcb.clone()),
+            ("ima_appraise_tcb", appraise_tcb.clone()),
+            ("secure_boot", secure_boot.to_owned()),
+            ("critical_data", critical.to_owned()),
+            ("fail_securely", String::new()),
+            // Assembled in the kernel's order, whatever the order of the names; of the two tcb the first counts.
+            (
+                "critical_data|appraise_tcb|ima_tcb|secure_boot|tcb",
+                [DONT_MEASURE, ima_tcb, secure_boot, &*appraise_tcb, critical].concat(),
+            ),
+        ] {
+            assert_eq!(text(names, Dialect::Linux6_12), expected, "{names}");
+        }
+    }
+
+    #[test]
+    fn newer_kernels_measure_programs_on_tmpfs_and_take_modules_with_appended_signatures() {
+        let tcb = text("tcb", Dialect::Linux7_2);
+        assert!(tcb.contains("dont_measure func=FILE_CHECK fsmagic=0x1021994\n"), "{tcb}");
+        assert_eq!(tcb.matches("func=FILE_CHECK fsmagic").count(), 1);
+        let modules = text("secure_boot", Dialect::Linux7_2);
+        assert!(modules.starts_with("appraise func=MODULE_CHECK appraise_type=imasig|modsig\n"), "{modules}");
+    }
+
+    #[test]
+    fn built_in_signature_rules_do_not_look_at_the_blacklist() {
+        let blacklist = |dialect| {
+            let policy = Policy::builtin(Builtin::SecureBoot.into(), dialect);
+            policy.rules().map(|numbered| numbered.rule.flags.blacklist).collect::<Vec<_>>()
+        };
+        assert_eq!(blacklist(Dialect::Linux6_12), [false; 4]);
+        assert_eq!(blacklist(Dialect::Linux7_2), [true, false, false, false]);
+    }
+
+    #[test]
+    fn the_text_of_a_built_in_policy_is_a_policy_of_the_same_text() {
+        for builtin in Builtin::ALL {
+            for dialect in Dialect::ALL {
+                let policy = Policy::builtin(builtin.into(), dialect);
+                let read = Policy::parse(policy.to_string().as_bytes(), &Options::new(dialect)).unwrap();
+                assert_eq!(read.to_string(), policy.to_string());
+                assert_eq!(read.active(), policy.active());
+                let lines = |policy: &Policy| policy.rules().map(|numbered| numbered.line).collect::<Vec<_>>();
+                assert_eq!(lines(&read), lines(&policy));
+            }
+        }
+    }
+
+    #[test]
+    fn only_fail_securely_fails_what_cannot_be_verified() {
+        let plain = Policy::builtin("appraise_tcb".parse().unwrap(), Dialect::Linux6_12);
+        let secure = Policy::builtin("appraise_tcb|fail_securely".parse().unwrap(), Dialect::Linux6_12);
+        assert_eq!(plain.clone().fail_securely(), secure);
+        assert_ne!(plain, secure);
+        assert!(secure.active().contains(Family::Appraise));
+    }
+
+    #[test]
+    fn names_are_joined_by_bars_or_blanks_and_unknown_ones_are_errors() {
+        let both = Builtins::NONE.with(Builtin::Tcb).with(Builtin::AppraiseTcb);
+        for names in ["tcb|appraise_tcb", "appraise_tcb tcb", "tcb|ima_tcb|appraise_tcb"] {
+            assert_eq!(names.parse(), Ok(both), "{names}");
+        }
+        assert_eq!(both.to_string(), "tcb|appraise_tcb");
+        for (names, found) in [("", ""), ("tcb|", ""), ("tcb|appraise-tcb", "appraise-tcb"), ("TCB", "TCB")] {
+            assert_eq!(names.parse::<Builtins>(), Err(UnknownBuiltin { found: found.to_owned() }), "{names}");
+        }
+    }
+}

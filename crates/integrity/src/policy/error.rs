@@ -209,7 +209,7 @@ impl PolicyError {
             Problem::SharesPlace(key, other) => write!(f, "{key} {found} in a rule that has {other}"),
             Problem::SecondAction => write!(f, "second action {found} in one rule"),
             Problem::NoAction => write!(f, "no action in the rule {found}"),
-            Problem::NeedsAction(_, action) => write!(f, "{found} in a rule that does not begin with {action}"),
+            Problem::NeedsAction(_, action) => write!(f, "{found} in a rule whose action is not {action}"),
             Problem::NotWithFunc(_, Some(hook)) => write!(f, "{found} in a rule with func={hook}"),
             Problem::NotWithFunc(_, None) => write!(f, "{found} in a rule without func="),
             Problem::ActionNotWithFunc(hook) => write!(f, "{found} in a rule with func={hook}"),

@@ -61,7 +61,7 @@ impl Policy {
     /// Reads rules, one a line. A text without rules is a policy that asks for nothing.
     ///
     /// # Errors
-    /// Everything that is wrong with the text, in one go.
+    /// Everything that is wrong with the text, in one go; of a rule with words that are not understood, only those words.
     pub fn parse(text: &[u8], options: &Options<'_>) -> Result<Self, PolicyErrors> {
         let (rules, lines) = parse::policy(text, options)?;
         Ok(Self::new(rules, lines))

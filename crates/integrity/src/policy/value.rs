@@ -22,7 +22,7 @@ pub(super) fn take<'a>(reader: &mut Reader<'a, '_>, key: Key, sign: u8, word: Wo
         reader.fail(at, Problem::NotText, Expected::Nothing);
         return;
     };
-    let value = Value { key, at, text };
+    let value = Value { key, word, at, text };
     let lsm = reader.options.lsm;
     let taken = match key {
         Key::Func => value.func(reader),
@@ -59,7 +59,7 @@ pub(super) fn take<'a>(reader: &mut Reader<'a, '_>, key: Key, sign: u8, word: Wo
         Key::PermitDirectio => Ok(()),
     };
     match taken {
-        Ok(()) => reader.saw(key, if key == Key::AppraiseType { at } else { word }),
+        Ok(()) => reader.saw(key, word),
         Err((at, problem, expected)) => reader.fail(at, problem, expected),
     }
 }
@@ -68,6 +68,9 @@ pub(super) fn take<'a>(reader: &mut Reader<'a, '_>, key: Key, sign: u8, word: Wo
 #[derive(Clone, Copy)]
 struct Value<'a> {
     key: Key,
+    /// Key and value.
+    word: Word<'a>,
+    /// The value.
     at: Word<'a>,
     text: &'a str,
 }
@@ -265,7 +268,7 @@ impl<'a> Value<'a> {
     fn template(self, reader: &mut Reader<'a, '_>) -> Result<(), Refusal<'a>> {
         if reader.action.is_none_or(|(action, _)| action != Action::Measure) {
             let expected = Expected::Phrase("the action measure before it");
-            return self.refuse(Problem::NeedsAction(self.key, Action::Measure), expected);
+            return Err((self.word, Problem::NeedsAction(self.key, Action::Measure), expected));
         }
         self.once(reader.rule.template.is_some())?;
         let named = |template: &Template| template.name() == self.text || template.format() == self.text;
@@ -315,4 +318,61 @@ fn uuid(text: &str) -> Option<([u8; 16], &str)> {
         }
     }
     Some((uuid, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uuid;
+    use crate::policy::{Dialect, Options, Policy};
+
+    #[test]
+    fn values_are_read_as_the_kernel_reads_them() {
+        for (rule, canonical) in [
+            ("measure pcr=-0", Some("measure pcr=0")),
+            ("measure pcr=-1", None),
+            ("measure pcr=+007", Some("measure pcr=7")),
+            ("measure pcr=-+0", None),
+            ("measure pcr=10 pcr=11", Some("measure pcr=11")),
+            ("measure fsmagic=+0XeF53", Some("measure fsmagic=0xef53")),
+            ("measure fsmagic=0x+1", None),
+            ("measure fsmagic=0 fsmagic=1", Some("measure fsmagic=0x1")),
+            ("measure fsmagic=1 fsmagic=0", None),
+            ("measure fsname=a fsname=b", Some("measure fsname=b")),
+            ("measure uid=00005", Some("measure uid=5")),
+            ("measure uid=++5", None),
+            ("measure uid>4294967294", Some("measure uid>4294967294")),
+            ("measure func=PATH_CHECK", Some("measure func=FILE_CHECK")),
+            ("measure template=d-ngv2|n-ng", Some("measure template=ima-ngv2")),
+            ("measure template=n-ng|d-ng", None),
+            ("appraise appraise_algos=sha512,md5,sha512", Some("appraise appraise_algos=md5,sha512")),
+            ("appraise appraise_type=imasig appraise_type=imasig", Some("appraise appraise_type=imasig")),
+            ("measure permit_directio permit_directio", Some("measure permit_directio")),
+            ("measure permit_directio=1", None),
+            (
+                "measure fsuuid=00000000-0000-0000-0000-000000000000 fsuuid=ABCDEF01-2345-6789-abcd-ef0123456789",
+                Some("measure fsuuid=abcdef01-2345-6789-abcd-ef0123456789"),
+            ),
+        ] {
+            let parsed = Policy::parse(rule.as_bytes(), &Options::new(Dialect::Linux6_12)).ok();
+            let text = parsed.map(|policy| policy.to_string());
+            assert_eq!(text.as_deref().map(str::trim_end), canonical, "{rule}");
+        }
+    }
+
+    #[test]
+    fn only_the_canonical_form_is_a_uuid() {
+        let text = "00112233-4455-6677-8899-aabbccddeeffrest";
+        let bytes = [0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff];
+        assert_eq!(uuid(text), Some((bytes, "rest")));
+        for bad in [
+            "00112233-4455-6677-8899-aabbccddeef",
+            "001122334455-6677-8899-aabb-ccddeeff",
+            "00112233-4455-6677-8899-aabbccddee+f",
+            "0011223g-4455-6677-8899-aabbccddeeff",
+            "00112233-4455-6677-8899-aabbccdd-eff",
+            "00112233-4455-6677-8899-aabbccdéeff",
+        ] {
+            assert_eq!(uuid(bad), None, "{bad}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What the core says, held against data that others made.
+//! What the core says, held against data that others made: real kernels, `evmctl`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,3 +8,4 @@
 )]
 
 mod labels;
+mod policy;
