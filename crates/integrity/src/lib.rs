@@ -4,4 +4,6 @@
 //! The story of one open is told in [`check`]; start there.
 #![forbid(unsafe_code)]
 
+pub mod codec;
+pub mod digest;
 pub mod event;
