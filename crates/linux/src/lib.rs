@@ -8,6 +8,7 @@ pub mod epoll;
 pub mod error;
 pub mod fanotify;
 pub mod file;
+pub mod hash;
 pub mod lease;
 pub mod limits;
 pub mod lock;
