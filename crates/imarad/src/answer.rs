@@ -193,7 +193,11 @@ impl Guard {
                     None => {
                         let hold = if hold == Hold::Unknown { self.lease(ask.file()) } else { hold };
                         let small = ask.facts.size <= INLINE;
-                        match if small { self.hasher.hash_in_memory(ask.file(), algorithm) } else { None } {
+                        match if small {
+                            self.hasher.hash_in_memory(ask.file(), ask.facts.size, algorithm)
+                        } else {
+                            None
+                        } {
                             Some(digest) => self.settled(ask, stage.settle(digest), hold),
                             None => self.hash_elsewhere(ask, hold, Work::Hash(algorithm)),
                         }

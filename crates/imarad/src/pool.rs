@@ -13,6 +13,7 @@ use imara_integrity::check::{self, Renewal, Settings};
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::label;
 use imara_linux::epoll::Waker;
+use imara_linux::file;
 use imara_linux::hash::FileHasher;
 use imara_linux::xattr::{self, Found};
 
@@ -129,7 +130,8 @@ impl Worker {
     }
 
     fn hash(&mut self, file: &OwnedFd, algorithm: HashAlgorithm, progress: &AtomicU64) -> Result<Digest, String> {
-        self.hasher.hash(file.as_fd(), algorithm, progress).map_err(|error| error.to_string())
+        let size = file::facts(file.as_fd()).map_err(|error| error.to_string())?.size;
+        self.hasher.hash(file.as_fd(), size, algorithm, progress).map_err(|error| error.to_string())
     }
 
     fn renew(&mut self, file: &OwnedFd, settings: Settings, progress: &AtomicU64) -> Done {

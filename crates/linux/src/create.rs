@@ -184,7 +184,8 @@ impl Default for CreateBuffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Creation {
-    /// A name was made for this file (a new file, directory, node or symbolic link, or one more link to an old file).
+    /// A name was made for this file: a new file, node or symbolic link, or one more link (`link(2)`) to an old file.
+    /// Not for a directory, not by `rename(2)`, and for an `O_TMPFILE` not before it is linked.
     File(FileHandle),
     /// A name was made, but the kernel could not say for what.
     Unknown,

@@ -105,15 +105,25 @@ pub fn filesystem_of(file: BorrowedFd<'_>) -> Result<FileSystem, MountError> {
     let facts = rustix::fs::fstatfs(file).map_err(|error| CallError::new("fstatfs", file, error))?;
     // The type of the field differs between architectures; magic numbers have 32 bits.
     let magic = u64::try_from(i128::from(facts.f_type) & 0xffff_ffff).unwrap_or(0);
-    Ok(FileSystem { magic, uuid: uuid_of(file, &mount.source), name: mount.name, subtype: mount.subtype })
+    Ok(FileSystem { magic, uuid: uuid_of(file, magic, &mount.source), name: mount.name, subtype: mount.subtype })
 }
 
-/// The superblock's UUID; from the kernel, before Linux 6.9 from udev's links; zeros if neither knows it.
-fn uuid_of(file: BorrowedFd<'_>, source: &OsStr) -> [u8; 16] {
-    match sys::filesystem_uuid(file) {
-        Ok((16, uuid)) => uuid,
-        Ok(_) | Err(_) => uuid_by_link(Path::new("/dev/disk/by-uuid"), Path::new(source)).unwrap_or_default(),
+/// `BTRFS_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
+const BTRFS_MAGIC: u64 = 0x9123_683e;
+
+/// The superblock's UUID; from the kernel (Linux 6.9, but never for btrfs, which has a call of its own), else from udev's links;
+/// zeros if nobody knows it.
+fn uuid_of(file: BorrowedFd<'_>, magic: u64, source: &OsStr) -> [u8; 16] {
+    if let Ok((16, uuid)) = sys::filesystem_uuid(file) {
+        return uuid;
     }
+    // Asked of btrfs alone: the same number may be another call elsewhere.
+    if magic == BTRFS_MAGIC
+        && let Ok(uuid) = sys::btrfs_uuid(file)
+    {
+        return uuid;
+    }
+    uuid_by_link(Path::new("/dev/disk/by-uuid"), Path::new(source)).unwrap_or_default()
 }
 
 /// The link in `directory` that leads to the same block device as `source`.

@@ -232,6 +232,19 @@ pub(crate) fn filesystem_uuid(fd: BorrowedFd<'_>) -> io::Result<(u8, [u8; 16])> 
     Ok((length, uuid))
 }
 
+/// `_IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)`, 1024 bytes.
+const BTRFS_IOC_FS_INFO: libc::Ioctl = 0x8400_941f;
+
+/// `ioctl(BTRFS_IOC_FS_INFO)`: the `fsid`, 16 bytes after two numbers of 8 bytes.
+pub(crate) fn btrfs_uuid(fd: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
+    let mut value = [0_u8; 1024];
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: the number encodes a structure of 1024 bytes, which `value` has.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, value.as_mut_ptr()) })?;
+    let (_, [uuid, ..]) = value.as_chunks::<16>().0.split_at(1) else { return Ok([0; 16]) };
+    Ok(*uuid)
+}
+
 /// The set that holds just these signals.
 fn signal_set(signals: &[c_int]) -> io::Result<libc::sigset_t> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();

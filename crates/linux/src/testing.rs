@@ -85,9 +85,9 @@ impl FsKind {
     fn mkfs(self) -> Option<Command> {
         let mut command = Command::new(format!("mkfs.{}", self.name()));
         match self {
-            Self::Ext4 => command.args(["-q", "-F"]),
-            Self::Xfs => command.args(["-q", "-f"]),
-            Self::Btrfs => command.args(["-q", "-f"]),
+            // Small images would get blocks of 1 KiB, and with that less room for attributes than real ones.
+            Self::Ext4 => command.args(["-q", "-F", "-b", "4096"]),
+            Self::Xfs | Self::Btrfs => command.args(["-q", "-f"]),
             Self::Tmpfs => return None,
         };
         Some(command)
@@ -191,6 +191,36 @@ impl Drop for ScratchMount {
         drop(fs::remove_file(self.directory.join("image")));
         drop(fs::remove_dir(&self.directory));
     }
+}
+
+/// How long a test of [`on`] may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs `test` on a fresh file system of each kind, as root, under a watchdog; skipped if we are not root.
+///
+/// # Panics
+/// If `test` does, or if a file system cannot be made.
+pub fn on_each(test: impl Fn(&ScratchMount)) {
+    for kind in FsKind::ALL {
+        on(kind, &test);
+    }
+}
+
+/// Runs `test` on a fresh file system of this kind, as root, under a watchdog; skipped if we are not root or its
+/// `mkfs` is missing.
+///
+/// # Panics
+/// If `test` does, or if the file system cannot be made.
+pub fn on(kind: FsKind, test: impl FnOnce(&ScratchMount)) {
+    let Some(_) = root() else { return };
+    let _watchdog = Watchdog::start(LIMIT).expect("a shell starts");
+    let scratch = ScratchMount::new(kind, 0);
+    if let Err(error) = &scratch
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        return skipped("root", &error.to_string());
+    }
+    test(&scratch.expect("the file system is made and mounted"));
 }
 
 /// Kills this process after a while, unless dropped before.

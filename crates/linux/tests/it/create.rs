@@ -1,0 +1,131 @@
+//! Which notices of creation come, for which files, and when.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread;
+
+use imara_integrity::check::Pass;
+use imara_linux::create::{CreateBuffer, CreateGroup, Creation, FileHandle, file_handle};
+use imara_linux::fanotify::{Event, EventBuffer, FsMask, PermissionGroup};
+use imara_linux::testing::{FsKind, on, on_each};
+
+fn drain(group: &CreateGroup) -> Vec<Creation> {
+    let mut buffer = CreateBuffer::default();
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        all.extend(group.read(&mut buffer).unwrap().map(Result::unwrap));
+        if all.len() == before {
+            return all;
+        }
+    }
+}
+
+fn marked(path: &Path) -> CreateGroup {
+    let group = CreateGroup::open().unwrap();
+    group.mark_filesystem(File::open(path).unwrap().as_fd()).unwrap();
+    group
+}
+
+fn handle(path: &Path) -> FileHandle {
+    file_handle(File::open(path).unwrap().as_fd()).unwrap()
+}
+
+#[test]
+fn the_notice_of_a_new_file_carries_the_handle_that_its_descriptor_has() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let group = marked(scratch.path());
+        let old = scratch.path().join("old");
+        for name in ["a", "b"] {
+            fs::write(scratch.path().join(name), b"x").unwrap();
+        }
+        fs::write(&old, b"x").unwrap();
+        let (a, b, c) = (handle(&scratch.path().join("a")), handle(&scratch.path().join("b")), handle(&old));
+        assert_eq!(drain(&group), [Creation::File(a), Creation::File(b), Creation::File(c)], "{kind:?}");
+        assert!(a != b && b != c, "{kind:?}: {a:?} {b:?} {c:?}");
+        // Opening what exists is no creation, even with O_CREAT.
+        OpenOptions::new().write(true).create(true).truncate(true).open(&old).unwrap();
+        assert_eq!(drain(&group), [], "{kind:?}");
+    });
+}
+
+#[test]
+fn nodes_and_links_are_noticed_a_temporary_file_when_it_gets_a_name_and_directories_never() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let group = marked(scratch.path());
+        let place = |name: &str| scratch.path().join(name);
+        let node = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            place("node"),
+            rustix::fs::FileType::RegularFile,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        );
+        node.unwrap();
+        assert_eq!(drain(&group), [Creation::File(handle(&place("node")))], "{kind:?}: mknod");
+
+        fs::hard_link(place("node"), place("link")).unwrap();
+        assert_eq!(drain(&group), [Creation::File(handle(&place("node")))], "{kind:?}: link");
+
+        fs::rename(place("link"), place("renamed")).unwrap();
+        assert_eq!(drain(&group), [], "{kind:?}: rename");
+
+        let temporary =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(scratch.path()).unwrap();
+        assert_eq!(drain(&group), [], "{kind:?}: O_TMPFILE");
+        rustix::fs::linkat(&temporary, "", rustix::fs::CWD, place("named"), rustix::fs::AtFlags::EMPTY_PATH).unwrap();
+        let named = Creation::File(file_handle(temporary.as_fd()).unwrap());
+        assert_eq!(drain(&group), [named], "{kind:?}: a name for the temporary file");
+
+        fs::create_dir(place("directory")).unwrap();
+        assert_eq!(drain(&group), [], "{kind:?}: mkdir");
+    });
+}
+
+#[test]
+fn the_notice_is_readable_when_the_same_open_asks_for_permission() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let created = marked(scratch.path());
+        let permission = PermissionGroup::open().unwrap();
+        permission.mark_filesystem(File::open(scratch.path()).unwrap().as_fd(), FsMask::OPEN).unwrap();
+        let mut buffer = EventBuffer::default();
+        for round in 0..200 {
+            let path = scratch.path().join(format!("new{round}"));
+            let opener = thread::spawn(move || File::create_new(path).map(drop));
+            let mut found = None;
+            while found.is_none() {
+                for event in permission.read(&mut buffer).unwrap() {
+                    if let Event::Permission(pending) = event.unwrap() {
+                        found = Some((drain(&created), file_handle(pending.file()).unwrap()));
+                        pending.allow(Pass::ourselves()).sent.unwrap();
+                    }
+                }
+            }
+            opener.join().unwrap().unwrap();
+            let (notices, asked) = found.unwrap();
+            assert_eq!(notices, [Creation::File(asked)], "{kind:?} round {round}");
+        }
+    });
+}
+
+#[test]
+fn a_reused_inode_number_has_another_handle() {
+    for kind in [FsKind::Ext4, FsKind::Xfs, FsKind::Btrfs] {
+        on(kind, |scratch| {
+            let mut seen = Vec::new();
+            for _ in 0..50 {
+                let path = scratch.path().join("again");
+                fs::write(&path, b"x").unwrap();
+                let handle = handle(&path);
+                assert!(!seen.contains(&handle), "{kind:?}: {handle:?} twice");
+                seen.push(handle);
+                fs::remove_file(&path).unwrap();
+            }
+        });
+    }
+}

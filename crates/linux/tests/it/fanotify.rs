@@ -1,0 +1,172 @@
+//! Permission events are answered exactly once, whatever becomes of them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+
+use imara_integrity::check::Pass;
+use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, FsMask, Pending, PermissionGroup};
+use imara_linux::testing::{FsKind, ScratchMount, on, on_each};
+use imara_linux::{file, lease};
+
+fn guarded(scratch: &ScratchMount, what: FsMask) -> PermissionGroup {
+    let group = PermissionGroup::open().unwrap();
+    group.mark_filesystem(File::open(scratch.path()).unwrap().as_fd(), what).unwrap();
+    group
+}
+
+fn next(group: &PermissionGroup, buffer: &mut EventBuffer) -> Event {
+    loop {
+        if let Some(event) = group.read(buffer).unwrap().next() {
+            return event.unwrap();
+        }
+        thread::yield_now();
+    }
+}
+
+fn next_pending(group: &PermissionGroup, buffer: &mut EventBuffer) -> Pending {
+    let event = next(group, buffer);
+    let Event::Permission(pending) = event else { panic!("{event:?}") };
+    pending
+}
+
+fn opens(path: PathBuf) -> JoinHandle<io::Result<Vec<u8>>> {
+    thread::spawn(move || fs::read(path))
+}
+
+fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<i32> {
+    result.unwrap_err().raw_os_error()
+}
+
+#[test]
+fn an_opener_gets_in_when_allowed_and_eperm_when_denied_or_dropped() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let group = guarded(scratch, FsMask::OPEN);
+        let mut buffer = EventBuffer::default();
+
+        let opener = opens(path.clone());
+        let pending = next_pending(&group, &mut buffer);
+        assert!(!pending.exec(), "{kind:?}");
+        let mut contents = [0; 16];
+        assert_eq!(file::read_at(pending.file(), &mut contents, 0).unwrap(), 8, "{kind:?}");
+        let answered = pending.allow(Pass::ourselves());
+        answered.sent.unwrap();
+        assert_eq!(opener.join().unwrap().unwrap(), b"contents", "{kind:?}");
+        assert!(file::path_of(answered.file.as_fd()).unwrap().ends_with(b"/mount/file"), "{kind:?}");
+
+        let opener = opens(path.clone());
+        next_pending(&group, &mut buffer).deny().sent.unwrap();
+        assert_eq!(errno(opener.join().unwrap()), Some(libc::EPERM), "{kind:?}");
+
+        let opener = opens(path.clone());
+        drop(next_pending(&group, &mut buffer));
+        assert_eq!(errno(opener.join().unwrap()), Some(libc::EPERM), "{kind:?}");
+    });
+}
+
+#[test]
+fn events_that_are_not_taken_out_are_denied() {
+    on(FsKind::Tmpfs, |scratch| {
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let group = guarded(scratch, FsMask::OPEN);
+        let mut buffer = EventBuffer::default();
+        let openers = [opens(path.clone()), opens(path.clone()), opens(path)];
+        while !openers.iter().all(JoinHandle::is_finished) {
+            drop(group.read(&mut buffer).unwrap());
+        }
+        for opener in openers {
+            assert_eq!(errno(opener.join().unwrap()), Some(libc::EPERM));
+        }
+    });
+}
+
+#[test]
+fn closing_the_group_lets_waiters_pass_and_later_answers_do_nothing() {
+    on(FsKind::Tmpfs, |scratch| {
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let group = guarded(scratch, FsMask::OPEN);
+        let mut buffer = EventBuffer::default();
+        let opener = opens(path);
+        let pending = next_pending(&group, &mut buffer);
+        group.close();
+        assert_eq!(opener.join().unwrap().unwrap(), b"contents");
+        pending.deny().sent.unwrap();
+        assert!(matches!(group.read(&mut buffer), Err(FanotifyError::Closed)));
+        assert_eq!(group.with_fd(|_| ()), None);
+    });
+}
+
+#[test]
+fn execution_asks_twice_first_as_execution() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let path = scratch.path().join("program");
+        fs::copy("/bin/true", &path).unwrap();
+        let group = guarded(scratch, FsMask::OPEN.union(FsMask::EXEC));
+        let mut buffer = EventBuffer::default();
+        for answers in [&[true, true][..], &[false], &[true, false]] {
+            let program = path.clone();
+            let runner = thread::spawn(move || Command::new(program).status());
+            for (index, allow) in answers.iter().enumerate() {
+                let pending = next_pending(&group, &mut buffer);
+                assert_eq!(pending.exec(), index == 0, "{kind:?} {answers:?}");
+                let answered = if *allow { pending.allow(Pass::ourselves()) } else { pending.deny() };
+                answered.sent.unwrap();
+            }
+            let status = runner.join().unwrap();
+            if answers.contains(&false) {
+                assert_eq!(errno(status), Some(libc::EPERM), "{kind:?} {answers:?}");
+            } else {
+                assert!(status.unwrap().success(), "{kind:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn closing_a_file_that_was_open_for_writing_is_told_and_reading_is_not() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let path = scratch.path().join("file");
+        fs::write(&path, b"before").unwrap();
+        let group = guarded(scratch, FsMask::CLOSE_WRITE);
+        let mut buffer = EventBuffer::default();
+        fs::read(&path).unwrap();
+        drop(OpenOptions::new().append(true).open(&path).unwrap());
+        let Event::CloseWrite { file, pid } = next(&group, &mut buffer) else { panic!("{kind:?}") };
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
+        assert_eq!((file::facts(file.as_fd()).unwrap().size, pid), (6, tid), "{kind:?}");
+        assert!(group.read(&mut buffer).unwrap().next().is_none(), "{kind:?}");
+        group.unmark_filesystem(File::open(scratch.path()).unwrap().as_fd(), FsMask::CLOSE_WRITE).unwrap();
+        fs::write(&path, b"after").unwrap();
+        assert!(group.read(&mut buffer).unwrap().next().is_none(), "{kind:?}");
+    });
+}
+
+#[test]
+fn a_lease_can_be_taken_on_the_file_of_an_event_and_survives_the_answer() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let group = guarded(scratch, FsMask::OPEN);
+        let mut buffer = EventBuffer::default();
+        let opener = opens(path);
+        let pending = next_pending(&group, &mut buffer);
+        let signal = lease::LeaseSignal::realtime(9).unwrap();
+        assert_eq!(lease::take(pending.file(), signal).unwrap(), lease::Taken::Held, "{kind:?}");
+        let file = pending.allow(Pass::ourselves()).file;
+        opener.join().unwrap().unwrap();
+        assert!(lease::still_held(file.as_fd()).unwrap(), "{kind:?}");
+        lease::release(file.as_fd()).unwrap();
+        assert!(!lease::still_held(file.as_fd()).unwrap(), "{kind:?}");
+    });
+}
