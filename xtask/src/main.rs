@@ -1,2 +1,40 @@
-//! placeholder
-fn main() {}
+//! The chores of this repository, a file each: `cargo xtask CHORE`.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the person who runs them")]
+
+mod ci;
+mod fuzz;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// A chore's name, what it does in one line, and its code. It gets the arguments after its name.
+type Chore = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
+
+const CHORES: &[Chore] =
+    &[("ci", "[STAGE…]  run all stages of continuous integration, or those that are named", ci::run)];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let name = arguments.first().map_or("", String::as_str);
+    let Some((_, _, chore)) = CHORES.iter().find(|(known, ..)| *known == name) else {
+        eprintln!("xtask: no chore is called \"{name}\"; there are:");
+        for (known, purpose, _) in CHORES {
+            eprintln!("  {known} {purpose}");
+        }
+        return ExitCode::from(2);
+    };
+    match chore(arguments.get(1..).unwrap_or_default()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The top directory of the repository that this program was built from.
+fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}

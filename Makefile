@@ -1,0 +1,36 @@
+# The two commands that matter are `make demo` and `make test`; `make help` lists the rest.
+# Each installs the Debian packages it lacks when run as root, and else names them.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench build clean
+
+CARGO := scripts/cargo
+XTASK := $(CARGO) run --quiet --package xtask --
+
+help: ## list these targets
+	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: ## label, guard and tamper with real files on a file system of its own (root, about a minute after the build)
+	@scripts/setup demo
+	$(CARGO) build --release --workspace
+	@$(CARGO) run --quiet --release --package xtask -- demo
+
+test: ## every check: format, lints, docs, licences, unit and integration tests, fuzz seeds (all of them only as root)
+	@scripts/setup test
+	@REQUIRE=tools$$(test "$$(id -u)" -ne 0 || echo ,root) $(XTASK) ci
+
+lint: ## format, lints, docs and licences only
+	@scripts/setup lint
+	@$(XTASK) ci fmt clippy rustdoc deny
+
+bench: ## time this against other programs, as ratios (root)
+	@scripts/setup bench
+	$(CARGO) build --release --workspace
+	@$(CARGO) run --quiet --release --package xtask -- bench
+
+build: ## release binaries in target/release
+	@scripts/setup build
+	$(CARGO) build --release --workspace
+
+clean: ## remove everything that was built
+	rm -rf target fuzz/target

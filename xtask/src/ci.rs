@@ -1,0 +1,120 @@
+//! `xtask ci`: every check there is, one stage after another.
+//!
+//! A stage that fails does not stop the others: one run shows all that is wrong. A stage is a list of commands, run in
+//! the top directory without a standard input; it fails at its first command that fails.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::root;
+
+/// A stage's name and its code.
+type Stage = (&'static str, fn() -> Result<()>);
+
+const STAGES: &[Stage] = &[
+    ("fmt", || cargo(&["fmt", "--all", "--check"])),
+    ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
+    ("rustdoc", rustdoc),
+    ("deny", deny),
+    // Integration tests run the release binaries, so these come first.
+    ("build", || cargo(&["build", "--release", "--workspace", "--quiet"])),
+    ("test", || cargo(&["test", "--workspace", "--no-fail-fast"])),
+    ("fuzz", crate::fuzz::smoke),
+];
+
+/// The `cargo-deny` that is used, built where it is missing; it has to build with the workspace's `rust-version`.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Runs the stages that `names` lists, all of them if it is empty, and fails if one of them failed.
+pub(crate) fn run(names: &[String]) -> Result<()> {
+    if let Some(unknown) = names.iter().find(|name| STAGES.iter().all(|(known, _)| known != name)) {
+        let known: Vec<&str> = STAGES.iter().map(|(name, _)| *name).collect();
+        bail!("no stage is called \"{unknown}\" (expected {})", known.join(", "));
+    }
+    let begin = Instant::now();
+    let mut summary = Vec::new();
+    let mut failed = Vec::new();
+    for (name, stage) in STAGES.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name)) {
+        println!("━━ {name}");
+        let begin = Instant::now();
+        let outcome = stage();
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        let line = format!("{name:<8} {word:<6} {:>8}", seconds(begin.elapsed()));
+        println!("━━ {line}");
+        if let Err(error) = outcome {
+            println!("   {error:#}");
+            failed.push(*name);
+        }
+        summary.push(line);
+    }
+    println!("\n{}\n{:<15} {:>8}", summary.join("\n"), "all", seconds(begin.elapsed()));
+    if !failed.is_empty() {
+        bail!("failed: {} (each on its own: cargo xtask ci STAGE)", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// Runs cargo with `arguments`.
+fn cargo(arguments: &[&str]) -> Result<()> {
+    finish(cargo_command().args(arguments))
+}
+
+/// The cargo that runs us, as a command to which arguments can be added.
+pub(crate) fn cargo_command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(root());
+    command
+}
+
+/// Runs `command` to its end; an error names the command and how it ended.
+pub(crate) fn finish(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+fn rustdoc() -> Result<()> {
+    finish(cargo_command().args(["doc", "--no-deps", "--workspace", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn deny() -> Result<()> {
+    finish(Command::new(cargo_deny()?).current_dir(root()).args(["check", "bans", "licenses", "sources"]))
+}
+
+/// The path of a `cargo-deny` of the right version: the user's own, or one below `target`, built if need be.
+///
+/// Unoptimised and without debug information, it is built in a third of the time and still judges in a second.
+fn cargo_deny() -> Result<PathBuf> {
+    let tools = root().join("target/tools");
+    let ours = tools.join("bin/cargo-deny");
+    for candidate in [Path::new("cargo-deny"), &ours] {
+        let said = Command::new(candidate).arg("--version").stdin(Stdio::null()).output();
+        if said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).trim() == format!("cargo-deny {CARGO_DENY}")) {
+            return Ok(candidate.to_owned());
+        }
+    }
+    println!("building cargo-deny {CARGO_DENY} into {}", tools.display());
+    let scratch = tools.join("build");
+    let install = ["install", "--quiet", "--locked", "--debug", "--force", "cargo-deny", "--version", CARGO_DENY];
+    finish(
+        cargo_command()
+            .args(install)
+            .arg("--root")
+            .arg(&tools)
+            .env("CARGO_TARGET_DIR", &scratch)
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env("CARGO_INCREMENTAL", "0"),
+    )?;
+    std::fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+    Ok(ours)
+}
