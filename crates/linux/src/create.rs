@@ -91,17 +91,41 @@ impl fmt::Debug for FileHandle {
 /// # Errors
 /// `EOPNOTSUPP` if the file system makes no handles.
 pub fn file_handle(file: BorrowedFd<'_>) -> Result<FileHandle, CallError> {
-    let fsid = sys::fsid(file).map_err(|error| CallError::new("fstatfs", file, error))?;
+    let facts = rustix::fs::fstatfs(file).map_err(|error| CallError::new("fstatfs", file, error))?;
+    let mut fsid = sys::fsid(file).map_err(|error| CallError::new("fstatfs", file, error))?;
     let (kind, length, bytes) = sys::handle_of(file, 0)
         .or_else(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => sys::handle_of(file, AT_HANDLE_FID),
             _ => Err(error),
         })
         .map_err(|error| CallError::new("name_to_handle_at", file, error))?;
+    if i128::from(facts.f_type) == BTRFS_MAGIC {
+        fsid = of_whole_btrfs(fsid, &bytes);
+    }
     bytes
         .get(..length)
         .and_then(|handle| FileHandle::new(fsid, kind, handle))
         .ok_or_else(|| CallError::new("name_to_handle_at", file, rustix::io::Errno::OVERFLOW))
+}
+
+/// `BTRFS_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
+const BTRFS_MAGIC: i128 = 0x9123_683e;
+
+/// Number of the top-level subvolume, `BTRFS_FS_TREE_OBJECTID`.
+const BTRFS_TOP: i32 = 5;
+
+/// Turns the fsid of a subvolume into that of the top-level one, which is what notices carry: btrfs xors the number of
+/// the subvolume into the fsid, high half into the first word, low half into the second.
+///
+/// The handle still tells the subvolumes apart: it holds that number, in bytes 8 to 15.
+///
+/// Source: Linux `fs/btrfs/super.c`, `btrfs_statfs()`; `fs/btrfs/export.h`, `struct btrfs_fid`.
+#[expect(clippy::host_endian_bytes, reason = "the handle holds numbers of the host")]
+fn of_whole_btrfs([first, second]: [i32; 2], handle: &[u8; MAX_HANDLE]) -> [i32; 2] {
+    let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, ..] = *handle;
+    let (one, other) = (i32::from_ne_bytes([a, b, c, d]), i32::from_ne_bytes([e, f, g, h]));
+    let (low, high) = if cfg!(target_endian = "little") { (one, other) } else { (other, one) };
+    [first ^ high, second ^ low ^ BTRFS_TOP]
 }
 
 /// A fanotify group that only hears of new names.
@@ -130,7 +154,8 @@ impl CreateGroup {
     /// Asks for the notices of the whole file system that `mount` is on.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` if the file system makes no handles, `EXDEV` (a btrfs subvolume), `ENODEV` (no fsid).
+    /// `EOPNOTSUPP` if the file system makes no handles, `ENODEV` if it has no fsid, `EBADF` for an `O_PATH` descriptor, `EXDEV` if `mount` is inside a
+    /// btrfs subvolume: a descriptor of the top-level one is needed, see [`crate::mounts::btrfs_top`].
     pub fn mark_filesystem(&self, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
         self.mark(libc::FAN_MARK_ADD, mount)
     }

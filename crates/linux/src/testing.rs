@@ -124,18 +124,17 @@ impl ScratchMount {
         let scratch = Self { point: directory.join("mount"), directory, kind };
         fs::create_dir(&scratch.point)?;
         let size = size.max(kind.minimum());
-        let mut mount = Command::new("mount");
         if let Some(mut mkfs) = kind.mkfs() {
             let image = scratch.directory.join("image");
             File::create(&image)?.set_len(size)?;
             run(mkfs.arg(&image))?;
-            let options = ["loop", options].join(",");
-            mount.args(["-t", kind.name(), "-o", options.trim_end_matches(',')]).arg(&image);
+            scratch.mount(options)?;
         } else {
             let options = [format!("size={size}").as_str(), options].join(",");
+            let mut mount = Command::new("mount");
             mount.args(["-t", kind.name(), "-o", options.trim_end_matches(','), kind.name()]);
+            run(mount.arg(&scratch.point))?;
         }
-        run(mount.arg(&scratch.point))?;
         Ok(scratch)
     }
 
@@ -164,9 +163,23 @@ impl ScratchMount {
     /// # Errors
     /// `EBUSY` in the words of `umount` if it is in use.
     pub fn cycle(&self) -> io::Result<()> {
+        self.cycle_with("")
+    }
+
+    /// The same, with options for `mount -o`, for example `subvol=NAME`.
+    ///
+    /// # Errors
+    /// Those of [`cycle`](Self::cycle).
+    pub fn cycle_with(&self, options: &str) -> io::Result<()> {
         run(Command::new("umount").arg(&self.point))?;
-        let image = self.directory.join("image");
-        run(Command::new("mount").args(["-t", self.kind.name(), "-o", "loop"]).arg(image).arg(&self.point))
+        self.mount(options)
+    }
+
+    fn mount(&self, options: &str) -> io::Result<()> {
+        let options = ["loop", options].join(",");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", self.kind.name(), "-o", options.trim_end_matches(',')]);
+        run(mount.arg(self.directory.join("image")).arg(&self.point))
     }
 
     fn is_mounted(&self) -> bool {
