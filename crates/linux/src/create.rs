@@ -270,3 +270,106 @@ fn target_handle(mut records: &[u8]) -> Option<FileHandle> {
         return FileHandle::new(fsid, i32::from_ne_bytes([k0, k1, k2, k3]), handle);
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::host_endian_bytes, reason = "the kernel writes these structures in the host's byte order")]
+mod tests {
+    use super::*;
+
+    fn event(version: u8, mask: u64, records: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(METADATA_LEN + records.len()).unwrap();
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend([version, 0]);
+        bytes.extend(24_u16.to_ne_bytes());
+        bytes.extend(mask.to_ne_bytes());
+        bytes.extend((-1_i32).to_ne_bytes());
+        bytes.extend(7_i32.to_ne_bytes());
+        bytes.extend(records);
+        bytes
+    }
+
+    fn record(kind: u8, handle: &[u8], behind: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(INFO_HEADER_LEN + INFO_HANDLE_LEN + handle.len() + behind.len()).unwrap();
+        let mut bytes = vec![kind, 0];
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(11_i32.to_ne_bytes());
+        bytes.extend(22_i32.to_ne_bytes());
+        bytes.extend(u32::try_from(handle.len()).unwrap().to_ne_bytes());
+        bytes.extend(0x81_i32.to_ne_bytes());
+        bytes.extend(handle);
+        bytes.extend(behind);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Vec<Result<Creation, u8>> {
+        let created = Created { bytes };
+        created
+            .map(|item| match item {
+                Ok(creation) => Ok(creation),
+                Err(FanotifyError::Version { found }) => Err(found),
+                Err(FanotifyError::Call(_) | FanotifyError::Lost { .. } | FanotifyError::Closed) => Err(u8::MAX),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_record_of_the_child_is_taken_and_that_of_the_directory_passed_over() {
+        let records = [
+            record(libc::FAN_EVENT_INFO_TYPE_DFID_NAME, &[9; 8], b"name\0\0\0\0"),
+            record(libc::FAN_EVENT_INFO_TYPE_FID, &[1, 2, 3], b"\0"),
+        ];
+        let expected = FileHandle::new([11, 22], 0x81, &[1, 2, 3]).unwrap();
+        let mut two = event(3, libc::FAN_CREATE, &records.concat());
+        two.extend(event(3, libc::FAN_Q_OVERFLOW, &[]));
+        assert_eq!(read(&two), [Ok(Creation::File(expected)), Ok(Creation::Overflow)]);
+        assert_eq!(expected.bytes(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_notice_without_a_whole_handle_of_the_child_is_unknown() {
+        let whole = record(libc::FAN_EVENT_INFO_TYPE_FID, &[1, 2, 3], &[]);
+        for length in 0..whole.len() {
+            let notice = event(3, libc::FAN_CREATE, &whole[..length]);
+            assert_eq!(read(&notice), [Ok(Creation::Unknown)], "{length}");
+        }
+        let directory = record(libc::FAN_EVENT_INFO_TYPE_DFID_NAME, &[9; 8], b"name\0");
+        let long = record(libc::FAN_EVENT_INFO_TYPE_FID, &[1; MAX_HANDLE + 1], &[]);
+        let looping = [libc::FAN_EVENT_INFO_TYPE_DFID_NAME, 0, 0, 0];
+        for records in [&directory[..], &long, &looping] {
+            assert_eq!(read(&event(3, libc::FAN_CREATE, records)), [Ok(Creation::Unknown)], "{records:?}");
+        }
+    }
+
+    #[test]
+    fn another_version_or_a_cut_event_ends_the_reading() {
+        assert_eq!(read(&event(4, libc::FAN_CREATE, &[])), [Err(4)]);
+        let whole = event(3, libc::FAN_CREATE, &record(libc::FAN_EVENT_INFO_TYPE_FID, &[1], &[]));
+        for length in 5..whole.len() {
+            assert_eq!(read(&whole[..length]), [Err(3)], "{length}");
+        }
+        assert_eq!(read(&[]), []);
+    }
+
+    #[test]
+    fn handles_differ_by_file_system_kind_length_and_bytes() {
+        let make = |fsid, kind, bytes: &[u8]| FileHandle::new(fsid, kind, bytes).unwrap();
+        let one = make([1, 2], 3, &[4, 0]);
+        assert_eq!(one, make([1, 2], 3, &[4, 0]));
+        for other in
+            [make([2, 1], 3, &[4, 0]), make([1, 2], 4, &[4, 0]), make([1, 2], 3, &[4]), make([1, 2], 3, &[4, 1])]
+        {
+            assert_ne!(one, other);
+        }
+        assert!(FileHandle::new([1, 2], 3, &[0; MAX_HANDLE]).is_some());
+        assert_eq!(FileHandle::new([1, 2], 3, &[0; MAX_HANDLE + 1]), None);
+    }
+
+    #[test]
+    fn the_number_of_a_subvolume_is_taken_out_of_its_fsid() {
+        let mut handle = [0; MAX_HANDLE];
+        for (subvolume, expected) in [(5_u64, [7, 9]), (256, [7, 9 ^ 256 ^ 5]), (3 << 32 | 5, [7 ^ 3, 9])] {
+            handle[8..16].copy_from_slice(&subvolume.to_ne_bytes());
+            assert_eq!(of_whole_btrfs([7, 9], &handle), expected, "{subvolume}");
+        }
+    }
+}
