@@ -236,7 +236,7 @@ pub fn on(kind: FsKind, test: impl FnOnce(&ScratchMount)) {
     test(&scratch.expect("the file system is made and mounted"));
 }
 
-/// Kills this process after a while, unless dropped before.
+/// Kills this process after a while, unless dropped before, and removes its [`ScratchMount`]s.
 ///
 /// A test that marks a file system for permission events and then hangs would keep whoever opens a file there waiting;
 /// so the killer is a process of its own, which opens nothing there.
@@ -249,10 +249,14 @@ impl Watchdog {
     /// # Errors
     /// If no shell can be started.
     pub fn start(limit: Duration) -> io::Result<Self> {
-        // It ends by itself when its standard input is closed, that is, when we are gone.
-        let script = format!("read -t {} line || [ $? -le 128 ] || kill -9 {}", limit.as_secs(), std::process::id());
+        // It ends by itself when its standard input is closed, that is, when we are gone; `read` then gives 1, and more
+        // than 128 after the time. What the killed process cannot clean up any more is cleaned up here.
+        let script = "read -t $1 line; [ $? -gt 128 ] || exit 0; kill -9 $2; for d in \"$3\"/imara-$2-*; do \
+                      umount -l \"$d/mount\"; rm -f \"$d/image\"; rmdir \"$d/mount\" \"$d\"; done";
+        let (limit, pid) = (limit.as_secs().to_string(), std::process::id().to_string());
         let mut bash = Command::new("bash");
-        bash.arg("-c").arg(script).stdin(Stdio::piped()).stdout(Stdio::null()).current_dir("/");
+        bash.args(["-c", script, "watchdog", &limit, &pid]).arg(std::env::temp_dir());
+        bash.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
         bash.spawn().map(Self)
     }
 }
