@@ -1,7 +1,8 @@
 //! Which files are new: the kernel's notice that a name was made, with the handle of the file behind it.
 //!
 //! Handles are compared, never opened. The notice of an `open(O_CREAT)` is in the queue before the permission event
-//! of the same open is.
+//! of the same open is, on file systems that make the file first and open it then: all that are on a disk or in
+//! memory. Those with an `atomic_open` of their own (FUSE, NFS) ask for permission first.
 //!
 //! Source: `fanotify(7)`, `FAN_REPORT_TARGET_FID`; `open_by_handle_at(2)`.
 
@@ -210,6 +211,8 @@ impl Default for CreateBuffer {
 #[non_exhaustive]
 pub enum Creation {
     /// A name was made for this file: a new file, node or symbolic link, or one more link (`link(2)`) to an old file.
+    ///
+    /// It does not say which of these, so it is no proof that the file is new: look at its size and birth as well.
     /// Not for a directory, not by `rename(2)`, and for an `O_TMPFILE` not before it is linked.
     File(FileHandle),
     /// A name was made, but the kernel could not say for what.
