@@ -1,7 +1,8 @@
 //! Which files are new: the kernel's notice that a name was made, with the handle of the file behind it.
 //!
 //! Handles are compared, never opened. The notice of an `open(O_CREAT)` is in the queue before the permission event
-//! of the same open is.
+//! of the same open is, on file systems that make the file first and open it then: all that are on a disk or in
+//! memory. Those with an `atomic_open` of their own (FUSE, NFS) ask for permission first.
 //!
 //! Source: `fanotify(7)`, `FAN_REPORT_TARGET_FID`; `open_by_handle_at(2)`.
 
@@ -91,17 +92,41 @@ impl fmt::Debug for FileHandle {
 /// # Errors
 /// `EOPNOTSUPP` if the file system makes no handles.
 pub fn file_handle(file: BorrowedFd<'_>) -> Result<FileHandle, CallError> {
-    let fsid = sys::fsid(file).map_err(|error| CallError::new("fstatfs", file, error))?;
+    let facts = rustix::fs::fstatfs(file).map_err(|error| CallError::new("fstatfs", file, error))?;
+    let mut fsid = sys::fsid(file).map_err(|error| CallError::new("fstatfs", file, error))?;
     let (kind, length, bytes) = sys::handle_of(file, 0)
         .or_else(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => sys::handle_of(file, AT_HANDLE_FID),
             _ => Err(error),
         })
         .map_err(|error| CallError::new("name_to_handle_at", file, error))?;
+    if i128::from(facts.f_type) == BTRFS_MAGIC {
+        fsid = of_whole_btrfs(fsid, &bytes);
+    }
     bytes
         .get(..length)
         .and_then(|handle| FileHandle::new(fsid, kind, handle))
         .ok_or_else(|| CallError::new("name_to_handle_at", file, rustix::io::Errno::OVERFLOW))
+}
+
+/// `BTRFS_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
+const BTRFS_MAGIC: i128 = 0x9123_683e;
+
+/// Number of the top-level subvolume, `BTRFS_FS_TREE_OBJECTID`.
+const BTRFS_TOP: i32 = 5;
+
+/// Turns the fsid of a subvolume into that of the top-level one, which is what notices carry: btrfs xors the number of
+/// the subvolume into the fsid, high half into the first word, low half into the second.
+///
+/// The handle still tells the subvolumes apart: it holds that number, in bytes 8 to 15.
+///
+/// Source: Linux `fs/btrfs/super.c`, `btrfs_statfs()`; `fs/btrfs/export.h`, `struct btrfs_fid`.
+#[expect(clippy::host_endian_bytes, reason = "the handle holds numbers of the host")]
+fn of_whole_btrfs([first, second]: [i32; 2], handle: &[u8; MAX_HANDLE]) -> [i32; 2] {
+    let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, ..] = *handle;
+    let (one, other) = (i32::from_ne_bytes([a, b, c, d]), i32::from_ne_bytes([e, f, g, h]));
+    let (low, high) = if cfg!(target_endian = "little") { (one, other) } else { (other, one) };
+    [first ^ high, second ^ low ^ BTRFS_TOP]
 }
 
 /// A fanotify group that only hears of new names.
@@ -130,7 +155,8 @@ impl CreateGroup {
     /// Asks for the notices of the whole file system that `mount` is on.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` if the file system makes no handles, `EXDEV` (a btrfs subvolume), `ENODEV` (no fsid).
+    /// `EOPNOTSUPP` if the file system makes no handles, `ENODEV` if it has no fsid, `EBADF` for an `O_PATH` descriptor, `EXDEV` if `mount` is inside a
+    /// btrfs subvolume: a descriptor of the top-level one is needed, see [`crate::mounts::btrfs_top`].
     pub fn mark_filesystem(&self, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
         self.mark(libc::FAN_MARK_ADD, mount)
     }
@@ -185,6 +211,8 @@ impl Default for CreateBuffer {
 #[non_exhaustive]
 pub enum Creation {
     /// A name was made for this file: a new file, node or symbolic link, or one more link (`link(2)`) to an old file.
+    ///
+    /// It does not say which of these, so it is no proof that the file is new: look at its size and birth as well.
     /// Not for a directory, not by `rename(2)`, and for an `O_TMPFILE` not before it is linked.
     File(FileHandle),
     /// A name was made, but the kernel could not say for what.
@@ -243,5 +271,108 @@ fn target_handle(mut records: &[u8]) -> Option<FileHandle> {
         let handle = body.get(INFO_HANDLE_LEN..)?.get(..handle_length)?;
         let fsid = [i32::from_ne_bytes([a, b, c, d]), i32::from_ne_bytes([e, f, g, h])];
         return FileHandle::new(fsid, i32::from_ne_bytes([k0, k1, k2, k3]), handle);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::host_endian_bytes, reason = "the kernel writes these structures in the host's byte order")]
+mod tests {
+    use super::*;
+
+    fn event(version: u8, mask: u64, records: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(METADATA_LEN + records.len()).unwrap();
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend([version, 0]);
+        bytes.extend(24_u16.to_ne_bytes());
+        bytes.extend(mask.to_ne_bytes());
+        bytes.extend((-1_i32).to_ne_bytes());
+        bytes.extend(7_i32.to_ne_bytes());
+        bytes.extend(records);
+        bytes
+    }
+
+    fn record(kind: u8, handle: &[u8], behind: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(INFO_HEADER_LEN + INFO_HANDLE_LEN + handle.len() + behind.len()).unwrap();
+        let mut bytes = vec![kind, 0];
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(11_i32.to_ne_bytes());
+        bytes.extend(22_i32.to_ne_bytes());
+        bytes.extend(u32::try_from(handle.len()).unwrap().to_ne_bytes());
+        bytes.extend(0x81_i32.to_ne_bytes());
+        bytes.extend(handle);
+        bytes.extend(behind);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Vec<Result<Creation, u8>> {
+        let created = Created { bytes };
+        created
+            .map(|item| match item {
+                Ok(creation) => Ok(creation),
+                Err(FanotifyError::Version { found }) => Err(found),
+                Err(FanotifyError::Call(_) | FanotifyError::Lost { .. } | FanotifyError::Closed) => Err(u8::MAX),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_record_of_the_child_is_taken_and_that_of_the_directory_passed_over() {
+        let records = [
+            record(libc::FAN_EVENT_INFO_TYPE_DFID_NAME, &[9; 8], b"name\0\0\0\0"),
+            record(libc::FAN_EVENT_INFO_TYPE_FID, &[1, 2, 3], b"\0"),
+        ];
+        let expected = FileHandle::new([11, 22], 0x81, &[1, 2, 3]).unwrap();
+        let mut two = event(3, libc::FAN_CREATE, &records.concat());
+        two.extend(event(3, libc::FAN_Q_OVERFLOW, &[]));
+        assert_eq!(read(&two), [Ok(Creation::File(expected)), Ok(Creation::Overflow)]);
+        assert_eq!(expected.bytes(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_notice_without_a_whole_handle_of_the_child_is_unknown() {
+        let whole = record(libc::FAN_EVENT_INFO_TYPE_FID, &[1, 2, 3], &[]);
+        for length in 0..whole.len() {
+            let notice = event(3, libc::FAN_CREATE, &whole[..length]);
+            assert_eq!(read(&notice), [Ok(Creation::Unknown)], "{length}");
+        }
+        let directory = record(libc::FAN_EVENT_INFO_TYPE_DFID_NAME, &[9; 8], b"name\0");
+        let long = record(libc::FAN_EVENT_INFO_TYPE_FID, &[1; MAX_HANDLE + 1], &[]);
+        let looping = [libc::FAN_EVENT_INFO_TYPE_DFID_NAME, 0, 0, 0];
+        for records in [&directory[..], &long, &looping] {
+            assert_eq!(read(&event(3, libc::FAN_CREATE, records)), [Ok(Creation::Unknown)], "{records:?}");
+        }
+    }
+
+    #[test]
+    fn another_version_or_a_cut_event_ends_the_reading() {
+        assert_eq!(read(&event(4, libc::FAN_CREATE, &[])), [Err(4)]);
+        let whole = event(3, libc::FAN_CREATE, &record(libc::FAN_EVENT_INFO_TYPE_FID, &[1], &[]));
+        for length in 5..whole.len() {
+            assert_eq!(read(&whole[..length]), [Err(3)], "{length}");
+        }
+        assert_eq!(read(&[]), []);
+    }
+
+    #[test]
+    fn handles_differ_by_file_system_kind_length_and_bytes() {
+        let make = |fsid, kind, bytes: &[u8]| FileHandle::new(fsid, kind, bytes).unwrap();
+        let one = make([1, 2], 3, &[4, 0]);
+        assert_eq!(one, make([1, 2], 3, &[4, 0]));
+        for other in
+            [make([2, 1], 3, &[4, 0]), make([1, 2], 4, &[4, 0]), make([1, 2], 3, &[4]), make([1, 2], 3, &[4, 1])]
+        {
+            assert_ne!(one, other);
+        }
+        assert!(FileHandle::new([1, 2], 3, &[0; MAX_HANDLE]).is_some());
+        assert_eq!(FileHandle::new([1, 2], 3, &[0; MAX_HANDLE + 1]), None);
+    }
+
+    #[test]
+    fn the_number_of_a_subvolume_is_taken_out_of_its_fsid() {
+        let mut handle = [0; MAX_HANDLE];
+        for (subvolume, expected) in [(5_u64, [7, 9]), (256, [7, 9 ^ 256 ^ 5]), (3 << 32 | 5, [7 ^ 3, 9])] {
+            handle[8..16].copy_from_slice(&subvolume.to_ne_bytes());
+            assert_eq!(of_whole_btrfs([7, 9], &handle), expected, "{subvolume}");
+        }
     }
 }

@@ -136,7 +136,7 @@ impl PermissionGroup {
     /// Asks for the events of the whole file system that `mount` is on, through whichever mount they come.
     ///
     /// # Errors
-    /// `EPERM`, `ENOSPC`, `EXDEV` (a btrfs subvolume), `EINVAL` (the file system does not support it), or closed.
+    /// `EPERM`, `ENOSPC`, `EBADF` (an `O_PATH` descriptor), `EINVAL` (the file system does not support it), or closed.
     pub fn mark_filesystem(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
         self.mark(libc::FAN_MARK_ADD, mount, what)
     }

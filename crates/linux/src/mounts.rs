@@ -108,6 +108,31 @@ pub fn filesystem_of(file: BorrowedFd<'_>) -> Result<FileSystem, MountError> {
     Ok(FileSystem { magic, uuid: uuid_of(file, magic, &mount.source), name: mount.name, subtype: mount.subtype })
 }
 
+/// A descriptor of the top-level directory of the btrfs file system on the block device `source`, which is mounted already.
+///
+/// The mount behind it is detached: it has no place in the tree of mounts and goes when the descriptor is closed.
+/// Until then the file system counts as in use, even if it is unmounted everywhere else.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.2, `EPERM` without `CAP_SYS_ADMIN`, `EBUSY` or `EINVAL` if btrfs refuses.
+pub fn btrfs_top(source: &OsStr) -> Result<OwnedFd, CallError> {
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    };
+    let refused = |call| move |error| CallError::new(call, Path::new(source), error);
+    let context = fsopen(c"btrfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused("fsopen"))?;
+    for (key, value) in [(c"source", source), (c"subvolid", OsStr::new("5"))] {
+        fsconfig_set_string(context.as_fd(), key, value).map_err(refused("fsconfig"))?;
+    }
+    fsconfig_create(context.as_fd()).map_err(refused("fsconfig(FSCONFIG_CMD_CREATE)"))?;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused("fsmount"))?;
+    // fsmount gives an O_PATH descriptor, which fanotify_mark(2) does not take.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(mount, c".", flags, Mode::empty()).map_err(refused("openat"))
+}
+
 /// `BTRFS_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
 const BTRFS_MAGIC: u64 = 0x9123_683e;
 

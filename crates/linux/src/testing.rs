@@ -124,18 +124,17 @@ impl ScratchMount {
         let scratch = Self { point: directory.join("mount"), directory, kind };
         fs::create_dir(&scratch.point)?;
         let size = size.max(kind.minimum());
-        let mut mount = Command::new("mount");
         if let Some(mut mkfs) = kind.mkfs() {
             let image = scratch.directory.join("image");
             File::create(&image)?.set_len(size)?;
             run(mkfs.arg(&image))?;
-            let options = ["loop", options].join(",");
-            mount.args(["-t", kind.name(), "-o", options.trim_end_matches(',')]).arg(&image);
+            scratch.mount(options)?;
         } else {
             let options = [format!("size={size}").as_str(), options].join(",");
+            let mut mount = Command::new("mount");
             mount.args(["-t", kind.name(), "-o", options.trim_end_matches(','), kind.name()]);
+            run(mount.arg(&scratch.point))?;
         }
-        run(mount.arg(&scratch.point))?;
         Ok(scratch)
     }
 
@@ -164,9 +163,23 @@ impl ScratchMount {
     /// # Errors
     /// `EBUSY` in the words of `umount` if it is in use.
     pub fn cycle(&self) -> io::Result<()> {
+        self.cycle_with("")
+    }
+
+    /// The same, with options for `mount -o`, for example `subvol=NAME`.
+    ///
+    /// # Errors
+    /// Those of [`cycle`](Self::cycle).
+    pub fn cycle_with(&self, options: &str) -> io::Result<()> {
         run(Command::new("umount").arg(&self.point))?;
-        let image = self.directory.join("image");
-        run(Command::new("mount").args(["-t", self.kind.name(), "-o", "loop"]).arg(image).arg(&self.point))
+        self.mount(options)
+    }
+
+    fn mount(&self, options: &str) -> io::Result<()> {
+        let options = ["loop", options].join(",");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", self.kind.name(), "-o", options.trim_end_matches(',')]);
+        run(mount.arg(self.directory.join("image")).arg(&self.point))
     }
 
     fn is_mounted(&self) -> bool {
@@ -223,7 +236,7 @@ pub fn on(kind: FsKind, test: impl FnOnce(&ScratchMount)) {
     test(&scratch.expect("the file system is made and mounted"));
 }
 
-/// Kills this process after a while, unless dropped before.
+/// Kills this process after a while, unless dropped before, and removes its [`ScratchMount`]s.
 ///
 /// A test that marks a file system for permission events and then hangs would keep whoever opens a file there waiting;
 /// so the killer is a process of its own, which opens nothing there.
@@ -236,10 +249,14 @@ impl Watchdog {
     /// # Errors
     /// If no shell can be started.
     pub fn start(limit: Duration) -> io::Result<Self> {
-        // It ends by itself when its standard input is closed, that is, when we are gone.
-        let script = format!("read -t {} line || [ $? -le 128 ] || kill -9 {}", limit.as_secs(), std::process::id());
+        // It ends by itself when its standard input is closed, that is, when we are gone; `read` then gives 1, and more
+        // than 128 after the time. What the killed process cannot clean up any more is cleaned up here.
+        let script = "read -t $1 line; [ $? -gt 128 ] || exit 0; kill -9 $2; for d in \"$3\"/imara-$2-*; do \
+                      umount -l \"$d/mount\"; rm -f \"$d/image\"; rmdir \"$d/mount\" \"$d\"; done";
+        let (limit, pid) = (limit.as_secs().to_string(), std::process::id().to_string());
         let mut bash = Command::new("bash");
-        bash.arg("-c").arg(script).stdin(Stdio::piped()).stdout(Stdio::null()).current_dir("/");
+        bash.args(["-c", script, "watchdog", &limit, &pid]).arg(std::env::temp_dir());
+        bash.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
         bash.spawn().map(Self)
     }
 }

@@ -4,12 +4,14 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 use imara_integrity::check::Pass;
 use imara_linux::create::{CreateBuffer, CreateGroup, Creation, FileHandle, file_handle};
-use imara_linux::fanotify::{Event, EventBuffer, FsMask, PermissionGroup};
+use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, FsMask, PermissionGroup};
 use imara_linux::testing::{FsKind, on, on_each};
+use imara_linux::{file, mounts};
 
 fn drain(group: &CreateGroup) -> Vec<Creation> {
     let mut buffer = CreateBuffer::default();
@@ -128,4 +130,74 @@ fn a_reused_inode_number_has_another_handle() {
             }
         });
     }
+}
+
+#[test]
+fn an_unnamed_file_asks_for_permission_and_tells_of_its_close_but_not_of_its_creation() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let created = marked(scratch.path());
+        let group = PermissionGroup::open().unwrap();
+        let what = FsMask::OPEN.union(FsMask::CLOSE_WRITE);
+        let directory = scratch.path().to_path_buf();
+        group.mark_filesystem(File::open(&directory).unwrap().as_fd(), what).unwrap();
+        let opener = thread::spawn(move || {
+            OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(directory).map(drop)
+        });
+        let (mut buffer, mut seen) = (EventBuffer::default(), Vec::new());
+        while seen.len() < 2 {
+            for event in group.read(&mut buffer).unwrap() {
+                let event = event.unwrap();
+                if let Event::Permission(pending) = event {
+                    seen.push(("open", file::facts(pending.file()).unwrap().links));
+                    pending.allow().sent.unwrap();
+                } else {
+                    let Event::CloseWrite { file, .. } = event else { panic!("{kind:?}: {event:?}") };
+                    seen.push(("close", file::facts(file.as_fd()).unwrap().links));
+                }
+            }
+        }
+        opener.join().unwrap().unwrap();
+        assert_eq!(seen, [("open", 0), ("close", 0)], "{kind:?}");
+        assert_eq!(drain(&created), [], "{kind:?}");
+    });
+}
+
+#[test]
+fn files_of_a_btrfs_subvolume_are_heard_of_through_the_mark_of_the_whole_file_system() {
+    on(FsKind::Btrfs, |scratch| {
+        let subvolume = scratch.path().join("sub");
+        let made = Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(&subvolume).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let created = marked(scratch.path());
+        let (inside, outside) = (subvolume.join("file"), scratch.path().join("file"));
+        fs::write(&inside, b"x").unwrap();
+        fs::write(&outside, b"x").unwrap();
+        let own = [handle(&inside), handle(&outside)];
+        assert_eq!(drain(&created), own.map(Creation::File));
+        // Same inode number, same generation: the subvolume makes the difference.
+        assert_ne!(own[0], own[1]);
+
+        let subvolume = File::open(&subvolume).unwrap();
+        let refused = CreateGroup::open().unwrap().mark_filesystem(subvolume.as_fd()).unwrap_err();
+        assert!(matches!(&refused, FanotifyError::Call(call) if call.errno() == Some(libc::EXDEV)), "{refused}");
+        PermissionGroup::open().unwrap().mark_filesystem(subvolume.as_fd(), FsMask::GUARD).unwrap();
+    });
+}
+
+#[test]
+fn a_btrfs_that_is_only_mounted_by_a_subvolume_is_heard_of_through_its_top() {
+    on(FsKind::Btrfs, |scratch| {
+        let path = scratch.path();
+        let made = Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(path.join("sub")).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        scratch.cycle_with("subvol=sub").unwrap();
+        let source = mounts::mount_of(path).unwrap().source;
+        let top = mounts::btrfs_top(&source).unwrap();
+        let created = CreateGroup::open().unwrap();
+        created.mark_filesystem(top.as_fd()).unwrap();
+        drop(top);
+        fs::write(path.join("file"), b"x").unwrap();
+        assert_eq!(drain(&created), [Creation::File(handle(&path.join("file")))]);
+    });
 }

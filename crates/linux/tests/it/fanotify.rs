@@ -170,3 +170,47 @@ fn a_lease_can_be_taken_on_the_file_of_an_event_and_survives_the_answer() {
         assert!(!lease::still_held(file.as_fd()).unwrap(), "{kind:?}");
     });
 }
+
+/// Set in the process that runs short of descriptors on purpose.
+const SHORT_OF_DESCRIPTORS: &str = "IMARA_TEST_SHORT_OF_DESCRIPTORS";
+
+#[test]
+fn an_event_whose_file_cannot_be_opened_is_told_and_its_opener_denied() {
+    // In a process of its own, because the limit would hit the other tests.
+    if std::env::var_os(SHORT_OF_DESCRIPTORS).is_none() {
+        let name = "fanotify::an_event_whose_file_cannot_be_opened_is_told_and_its_opener_denied";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let output = again.args(["--exact", name, "--nocapture"]).env(SHORT_OF_DESCRIPTORS, "1").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    on(FsKind::Tmpfs, |scratch| {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let group = guarded(scratch, FsMask::OPEN);
+        // The opener has its descriptors already when the limit falls, for the limit is the process's.
+        let mut opener = Command::new("cat").arg(&path).stderr(std::process::Stdio::null()).spawn().unwrap();
+        group
+            .with_fd(|fd| {
+                rustix::event::poll(&mut [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)], None)
+            })
+            .unwrap()
+            .unwrap();
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+        let result = group.read(&mut EventBuffer::default()).map(|events| events.collect::<Vec<_>>());
+        setrlimit(Resource::Nofile, before).unwrap();
+        if group.reports_lost_files() {
+            let events = result.unwrap();
+            let [Ok(Event::Unopenable { errno: Some(libc::EMFILE), permission: true, pid })] = &events[..] else {
+                panic!("{events:?}")
+            };
+            assert_eq!(u32::try_from(*pid), Ok(opener.id()));
+        } else {
+            let Err(FanotifyError::Lost { source }) = result else { panic!("{result:?}") };
+            assert_eq!(source.raw_os_error(), Some(libc::EMFILE));
+        }
+        assert_eq!(opener.wait().unwrap().code(), Some(1));
+    });
+}

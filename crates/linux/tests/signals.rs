@@ -1,4 +1,4 @@
-//! Leases: who may have one, and how a break is told.
+//! Leases: who may have one, and how a break is told; and the signals of an administrator.
 //!
 //! Without the usual harness, whose main thread would be killed by the signal: here it is blocked before any other
 //! thread begins, as in a daemon.
@@ -13,16 +13,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 use std::thread;
 
 use imara_linux::epoll::{Epoll, Interest, Ready};
 use imara_linux::lease::{self, LeaseEvent, LeaseSignal, LeaseSignals, Taken};
+use imara_linux::signals::{Request, Signals};
 use imara_linux::testing::on_each;
 
 /// A test, and what it is called.
 type Test = (&'static str, fn(&LeaseSignals));
 
-const TESTS: [Test; 4] = [
+const TESTS: [Test; 7] = [
     (
         "a_writer_waits_until_the_lease_is_released_and_its_file_is_named",
         a_writer_waits_until_the_lease_is_released_and_its_file_is_named,
@@ -33,10 +35,22 @@ const TESTS: [Test; 4] = [
     ),
     ("the_break_time_is_a_number_of_seconds", the_break_time_is_a_number_of_seconds),
     ("real_time_signals_end_where_the_library_says", real_time_signals_end_where_the_library_says),
+    (
+        "a_break_that_finds_the_signal_queue_full_is_told_as_overflow",
+        a_break_that_finds_the_signal_queue_full_is_told_as_overflow,
+    ),
+    ("a_lease_signal_that_a_process_sent_is_not_believed", a_lease_signal_that_a_process_sent_is_not_believed),
+    (
+        "the_signals_of_an_administrator_are_read_in_their_meaning",
+        the_signals_of_an_administrator_are_read_in_their_meaning,
+    ),
 ];
 
+/// Of the lease signal, from `SIGRTMIN`.
+const OFFSET: i32 = 5;
+
 fn main() {
-    let signals = LeaseSignals::open(LeaseSignal::realtime(5).unwrap()).unwrap();
+    let signals = LeaseSignals::open(LeaseSignal::realtime(u8::try_from(OFFSET).unwrap()).unwrap()).unwrap();
     if std::env::args().any(|argument| argument == "--list") {
         return TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
     }
@@ -107,4 +121,42 @@ fn real_time_signals_end_where_the_library_says(_: &LeaseSignals) {
     let count = u8::try_from(libc::SIGRTMAX() - libc::SIGRTMIN()).unwrap();
     assert!(LeaseSignal::realtime(count).is_some());
     assert_eq!(LeaseSignal::realtime(count + 1), None);
+}
+
+fn a_break_that_finds_the_signal_queue_full_is_told_as_overflow(signals: &LeaseSignals) {
+    on_each(|scratch| {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let kind = scratch.kind();
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let reader = File::open(&path).unwrap();
+        assert_eq!(lease::take(reader.as_fd(), signals.signal()).unwrap(), Taken::Held, "{kind:?}");
+        let before = getrlimit(Resource::Sigpending);
+        setrlimit(Resource::Sigpending, Rlimit { current: Some(0), ..before }).unwrap();
+        let nonblocking = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path);
+        setrlimit(Resource::Sigpending, before).unwrap();
+        assert_eq!(nonblocking.unwrap_err().kind(), io::ErrorKind::WouldBlock, "{kind:?}");
+        let mut told = Vec::new();
+        signals.read(|event| told.push(event)).unwrap();
+        assert_eq!(told, [LeaseEvent::Overflow], "{kind:?}");
+        lease::release(reader.as_fd()).unwrap();
+    });
+}
+
+fn a_lease_signal_that_a_process_sent_is_not_believed(signals: &LeaseSignals) {
+    let number = libc::SIGRTMIN() + OFFSET;
+    let kill = Command::new("kill").args([format!("-{number}"), std::process::id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    assert_eq!(signals.read(|event| panic!("{event:?}")).unwrap(), 1);
+}
+
+fn the_signals_of_an_administrator_are_read_in_their_meaning(_: &LeaseSignals) {
+    let signals = Signals::open().unwrap();
+    assert_eq!(signals.next().unwrap(), None);
+    for (name, expected) in [("TERM", Request::End), ("INT", Request::End), ("HUP", Request::Reload)] {
+        let kill = Command::new("kill").args(["-s", name, &std::process::id().to_string()]).status();
+        assert!(kill.unwrap().success());
+        assert_eq!(signals.next().unwrap(), Some(expected), "{name}");
+        assert_eq!(signals.next().unwrap(), None, "{name}");
+    }
 }
