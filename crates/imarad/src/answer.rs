@@ -140,25 +140,18 @@ impl Guard {
         }
         if let Some(written) = self.inodes.written(&key) {
             let writable = written.writable;
-            return match self.lease(ask.file()) {
-                // The last writer has gone: the label may lag behind, so it is renewed before anybody reads.
-                Hold::Lease if writable.good => {
-                    let complained = self.inodes.take_written(&key).is_some_and(|written| written.complained);
-                    let fd = ask.file().as_raw_fd();
-                    self.hand_over(key, Some(fd), Task::Renew(Renewing::Asked(ask)), Work::Renew(self.settings));
-                    if let Some(busy) = self.inodes.busy_mut(&key) {
-                        busy.complained = complained;
-                    }
-                }
-                Hold::Lease => {
-                    self.inodes.take_written(&key);
-                    self.judge(ask, Hold::Lease, None);
-                }
-                hold => match check::while_written(writable) {
+            if !self.take_lease(ask.file()) {
+                return match check::while_written(writable) {
                     Some(pass) => self.let_pass(ask.pending, pass),
-                    None => self.judge(ask, hold, None),
-                },
-            };
+                    None => self.judge(ask, Hold::Writer, None),
+                };
+            }
+            let complained = self.inodes.take_written(&key).is_some_and(|written| written.complained);
+            if writable.good {
+                // The last writer has gone: the label may lag behind, so it is renewed before anybody reads.
+                return self.renew(key, Renewing::Asked(Box::new(ask)), complained);
+            }
+            return self.judge(ask, Hold::Lease, None);
         }
         match self.inodes.known(&key) {
             Some(digest) => self.judge(ask, Hold::Remembered, Some(digest)),
@@ -166,13 +159,10 @@ impl Guard {
         }
     }
 
-    /// Tries for a read lease on a file.
-    pub(crate) fn lease(&self, file: BorrowedFd<'_>) -> Hold {
-        match lease::take(file, self.leases.signal()) {
-            Ok(Taken::Held) => Hold::Lease,
-            // Without leases (a file system that has none) nothing can be remembered, as if there were a writer.
-            Ok(Taken::Writer) | Err(_) => Hold::Writer,
-        }
+    /// Tries for a read lease on a file. Where there is none to be had (a file system without leases) nothing can be
+    /// remembered, as if there were a writer.
+    pub(crate) fn take_lease(&self, file: BorrowedFd<'_>) -> bool {
+        matches!(lease::take(file, self.leases.signal()), Ok(Taken::Held))
     }
 
     /// Judges, with the content's digest if it is known already.
@@ -191,7 +181,11 @@ impl Guard {
                 match evidence.filter(|digest| digest.algorithm() == algorithm) {
                     Some(digest) => self.settled(ask, stage.settle(digest), hold),
                     None => {
-                        let hold = if hold == Hold::Unknown { self.lease(ask.file()) } else { hold };
+                        let hold = match hold {
+                            Hold::Unknown if self.take_lease(ask.file()) => Hold::Lease,
+                            Hold::Unknown => Hold::Writer,
+                            Hold::Remembered | Hold::Lease | Hold::Writer => hold,
+                        };
                         let small = ask.facts.size <= INLINE;
                         match if small {
                             self.hasher.hash_in_memory(ask.file(), ask.facts.size, algorithm)
@@ -210,7 +204,7 @@ impl Guard {
 
     fn hash_elsewhere(&mut self, ask: Ask, hold: Hold, work: Work) {
         let lease = (hold == Hold::Lease).then(|| ask.file().as_raw_fd());
-        self.hand_over(ask.key(), lease, Task::Judge(ask), work);
+        self.hand_over(ask.key(), lease, Task::Judge(Box::new(ask)), work);
     }
 
     /// The content was hashed by a worker.
@@ -278,13 +272,13 @@ impl Guard {
         match (hold, evidence) {
             (Hold::Lease, Some(digest)) => self.inodes.know(key, digest, file),
             // Without evidence: a new file that has no label yet, or one that cannot be judged by content.
-            (Hold::Unknown, _) if allowed && good => match self.lease(file.as_fd()) {
-                Hold::Lease => {
-                    let fd = file.as_raw_fd();
-                    self.hand_over(key, Some(fd), Task::Renew(Renewing::For(file)), Work::Renew(self.settings));
+            (Hold::Unknown, _) if allowed && good => {
+                if self.take_lease(file.as_fd()) {
+                    self.renew(key, Renewing::For(file), false);
+                } else {
+                    self.now_written(key, good);
                 }
-                _ => self.now_written(key, good),
-            },
+            }
             (Hold::Writer, _) if allowed => self.now_written(key, good),
             _ => {}
         }

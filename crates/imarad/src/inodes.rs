@@ -61,7 +61,7 @@ pub(crate) struct Written {
 #[derive(Debug)]
 pub(crate) enum Task {
     /// Hashing, to answer this one.
-    Judge(Ask),
+    Judge(Box<Ask>),
     /// Writing the label in mode `fix`, to answer this one.
     Repair(Box<crate::answer::Repair>),
     /// Renewing the label after the last writer closed; the descriptor holds the lease unless the asker's does.
@@ -85,7 +85,7 @@ pub(crate) enum Renewing {
     /// Nobody waits yet.
     For(OwnedFd),
     /// This one came first and waits.
-    Asked(Ask),
+    Asked(Box<Ask>),
 }
 
 /// An inode that a worker has in hand.

@@ -133,21 +133,22 @@ impl Guard {
         let Some(file) = written.file.take() else {
             return self.inodes.write(key, written);
         };
-        match self.lease(file.as_fd()) {
-            Hold::Lease if written.writable.good => {
-                let fd = file.as_raw_fd();
-                let work = Work::Renew(self.settings);
-                self.hand_over(key, Some(fd), Task::Renew(Renewing::For(file)), work);
-                if let Some(busy) = self.inodes.busy_mut(&key) {
-                    busy.complained = written.complained;
-                }
-            }
-            // It was bad and still is: the next one to open it will be told.
-            Hold::Lease => {}
-            _ => {
-                written.file = self.retries.later(key, attempt).then_some(file);
-                self.inodes.write(key, written);
-            }
+        if !self.take_lease(file.as_fd()) {
+            written.file = self.retries.later(key, attempt).then_some(file);
+            self.inodes.write(key, written);
+        } else if written.writable.good {
+            self.renew(key, Renewing::For(file), written.complained);
+        }
+        // Else it was bad and still is: the next one to open it will be told.
+    }
+
+    /// Has the label renewed under the lease that the descriptor holds. `complained`: it failed before, and was logged.
+    pub(crate) fn renew(&mut self, key: Key, whose: Renewing, complained: bool) {
+        let task = Task::Renew(whose);
+        let lease = task.file().as_raw_fd();
+        self.hand_over(key, Some(lease), task, Work::Renew(self.settings));
+        if let Some(busy) = self.inodes.busy_mut(&key) {
+            busy.complained = complained;
         }
     }
 
@@ -183,9 +184,9 @@ impl Guard {
         // A lease that was being broken for so long may have been taken from us, and the content with it.
         let trusted = busy.broken.is_none_or(|since| since.elapsed() < self.break_time);
         match (busy.task.take(), done) {
-            (Some(Task::Judge(ask)), Done::Hashed(digest)) if trusted => self.hashed(ask, leased, digest),
+            (Some(Task::Judge(ask)), Done::Hashed(digest)) if trusted => self.hashed(*ask, leased, digest),
             (Some(Task::Judge(ask)), Done::Hashed(_)) => {
-                self.fail(ask, Failure::ContentChanging, "a writer was let in while it was read");
+                self.fail(*ask, Failure::ContentChanging, "a writer was let in while it was read");
             }
             (Some(Task::Repair(repair)), Done::Labelled) => self.repaired(*repair, true),
             (Some(Task::Repair(repair)), Done::NotWritten(why)) => {
@@ -223,7 +224,7 @@ impl Guard {
         }
         match whose {
             Renewing::For(file) => self.inodes.know(key, digest, file),
-            Renewing::Asked(ask) => self.judge(ask, Hold::Lease, Some(digest)),
+            Renewing::Asked(ask) => self.judge(*ask, Hold::Lease, Some(digest)),
         }
     }
 
@@ -239,7 +240,7 @@ impl Guard {
                     self.note_failure(Failure::LabelNotWritten, file.as_fd(), why);
                 }
             }
-            Renewing::Asked(ask) => asks.push(ask),
+            Renewing::Asked(ask) => asks.push(*ask),
         }
         asks.extend(waiting);
         for ask in asks {
@@ -256,7 +257,7 @@ impl Guard {
     /// Answers whoever a task was for by the failure table.
     fn give_up(&mut self, task: Task, failure: Failure, why: &str) {
         match task {
-            Task::Judge(ask) | Task::Renew(Renewing::Asked(ask)) => self.fail(ask, failure, why),
+            Task::Judge(ask) | Task::Renew(Renewing::Asked(ask)) => self.fail(*ask, failure, why),
             Task::Repair(repair) => self.finish(repair.ask, repair.outcome, Hold::Writer, Some(false)),
             Task::Renew(Renewing::For(file)) => self.note_failure(failure, file.as_fd(), why),
         }

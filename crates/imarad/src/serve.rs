@@ -117,7 +117,7 @@ impl Guard {
             let mounts_changed = epoll
                 .wait(&mut ready, Some(timeout))?
                 .filter_map(|token| Source::ALL.get(usize::try_from(token).ok()?))
-                .fold(false, |changed, source| changed || *source == Source::Mounts);
+                .any(|source| *source == Source::Mounts);
             // Whatever it was that woke us: leases first, because a writer waits for each of them.
             self.serve_leases();
             while let Some(request) = self.signals.next()? {

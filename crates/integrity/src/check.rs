@@ -289,11 +289,12 @@ impl Content<'_> {
             judgement.cause,
             None | Some(Cause::NoXattrSupport | Cause::DeniedHashAlgorithm | Cause::Unknown | Cause::Unjudged)
         );
-        let signed = self
-            .label
-            .bytes()
-            .map(ImaLabel::parse)
-            .is_some_and(|label| label.is_ok_and(|label| matches!(label, ImaLabel::Signature(_))));
+        let signed = match self.label.bytes().map(ImaLabel::parse) {
+            Some(Ok(ImaLabel::Signature(_))) => true,
+            // The kernel replaces these; a vendor's signature is not ours to throw away, so only a broken one goes.
+            Some(Ok(ImaLabel::VeritySignature(signature))) => signature.header().is_ok(),
+            Some(Ok(ImaLabel::Digest(_) | ImaLabel::Unknown { .. }) | Err(_)) | None => false,
+        };
         self.labels.settings.mode == Mode::Fix && cause_is_curable && !signed
     }
 }

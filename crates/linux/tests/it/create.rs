@@ -150,7 +150,7 @@ fn an_unnamed_file_asks_for_permission_and_tells_of_its_close_but_not_of_its_cre
                 let event = event.unwrap();
                 if let Event::Permission(pending) = event {
                     seen.push(("open", file::facts(pending.file()).unwrap().links));
-                    pending.allow().sent.unwrap();
+                    pending.allow(Pass::ourselves()).sent.unwrap();
                 } else {
                     let Event::CloseWrite { file, .. } = event else { panic!("{kind:?}: {event:?}") };
                     seen.push(("close", file::facts(file.as_fd()).unwrap().links));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::event::{Gid, Uid};
 use imara_linux::epoll::{Epoll, Interest, Ready};
-use imara_linux::hash::{HashBuffer, HashError, hash_file};
+use imara_linux::hash::{FileHasher, HashError};
 use imara_linux::mounts::{self, MountWatch};
 use imara_linux::testing::{FsKind, ScratchMount, on, on_each};
 use imara_linux::xattr::{self, Found, Refusal};
@@ -166,14 +166,18 @@ fn reading_at_an_offset_ends_where_the_file_does() {
 #[test]
 fn the_digest_is_that_of_all_bytes_and_progress_counts_them() {
     on(FsKind::Tmpfs, |scratch| {
-        let (path, mut buffer) = (scratch.path().join("file"), HashBuffer::default());
+        let (path, mut hasher) = (scratch.path().join("file"), FileHasher::default());
         for length in [0, 1, 128 << 10, (128 << 10) + 1, 300_000_u32] {
             let contents: Vec<u8> = (0..length).map(|place| u8::try_from(place % 251).unwrap()).collect();
             fs::write(&path, &contents).unwrap();
             let (file, progress) = (File::open(&path).unwrap(), AtomicU64::new(5));
-            let hashed = hash_file(file.as_fd(), HashAlgorithm::Sha256, &mut buffer, &progress).unwrap();
-            assert_eq!(hashed.digest, Digest::of(HashAlgorithm::Sha256, &contents), "{length}");
-            assert_eq!((hashed.bytes, progress.into_inner()), (length.into(), u64::from(length) + 5), "{length}");
+            let size = u64::from(length);
+            let digest = hasher.hash(file.as_fd(), size, HashAlgorithm::Sha256, &progress).unwrap();
+            assert_eq!(digest, Digest::of(HashAlgorithm::Sha256, &contents), "{length}");
+            assert_eq!(progress.into_inner(), size + 5, "{length}");
+            // What has just been written is in memory, so nothing has to be waited for.
+            let now = hasher.hash_in_memory(file.as_fd(), size, HashAlgorithm::Sha256);
+            assert_eq!(now, Some(digest), "{length}");
         }
     });
 }
@@ -184,7 +188,8 @@ fn a_file_that_is_shorter_than_it_says_has_no_digest() {
     let file = File::open("/sys/kernel/mm/transparent_hugepage/enabled")
         .or_else(|_| File::open("/sys/kernel/fscaps"))
         .unwrap();
-    let result = hash_file(file.as_fd(), HashAlgorithm::Sha1, &mut HashBuffer::default(), &AtomicU64::new(0));
+    let size = file::facts(file.as_fd()).unwrap().size;
+    let result = FileHasher::default().hash(file.as_fd(), size, HashAlgorithm::Sha1, &AtomicU64::new(0));
     let Err(HashError::Short { read, expected, .. }) = result else { panic!("{result:?}") };
     assert!(read < expected, "{read} {expected}");
 }
