@@ -70,6 +70,9 @@ impl Config {
 
     /// Refuses what cannot be meant.
     pub(crate) fn checked(self) -> anyhow::Result<Self> {
+        if self.settings.hash == HashAlgorithm::Md4 {
+            bail!("hash = \"md4\" cannot be used for labels: they could not be told from md5 labels (use sha256)");
+        }
         if self.mounts.is_empty() {
             bail!("no mount point is named, so nothing would be guarded (name at least one, e.g. mounts = [\"/usr\"])");
         }
@@ -112,6 +115,7 @@ mod tests {
             ("mounts = [\"/\"]\nmod = \"log\"", "mod"),
             ("mounts = [\"/\"]\nmode = \"permissive\"", "permissive"),
             ("mounts = [\"/\"]\nhash = \"sha257\"", "sha257"),
+            ("mounts = [\"/\"]\nhash = \"md4\"", "md5"),
             ("mounts = [\"/\"]\nlog = \"syslog\"", "syslog"),
             ("mode = \"log\"", "mounts"),
         ] {

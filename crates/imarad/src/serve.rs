@@ -153,9 +153,9 @@ impl Guard {
     fn serve_questions(&mut self, buffer: &mut EventBuffer) -> anyhow::Result<()> {
         let events: Vec<_> = match self.group.read(buffer) {
             Ok(events) => events.collect(),
-            Err(FanotifyError::Lost { source }) => {
+            Err(FanotifyError::Lost { error }) => {
                 self.counters.failed(Failure::EventUnreadable);
-                self.log.say(Level::Warning, format!("imarad: an event was lost: {source}"));
+                self.log.say(Level::Warning, format!("imarad: an event was lost: {error}"));
                 return Ok(());
             }
             Err(error) => return Err(error.into()),

@@ -17,7 +17,7 @@ use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::hash::FileHasher;
 use imara_linux::lease::{self, LeaseSignal, LeaseSignals};
 use imara_linux::lock::Lock;
-use imara_linux::mounts::MountWatch;
+use imara_linux::mounts::{self, MountWatch};
 use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::Signals;
 use imara_linux::{limits, task};
@@ -42,6 +42,9 @@ const SPARE_DESCRIPTORS: u64 = 1_024;
 /// The kernel takes a lease away this long after it began to break it; we do not trust it in the last moments.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
+/// `EXDEV`: the descriptor is inside a btrfs subvolume.
+const CROSS_DEVICE: i32 = 18;
+
 /// Workers at most. They wait for disks more than they compute.
 const WORKERS: usize = 4;
 
@@ -53,7 +56,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let leases = LeaseSignals::open(signal)?;
     let break_time = lease_break_time()?;
     let policy = policies::load(&config.policy)?;
-    let mounts = open_mounts(&config.mounts)?;
+    let opened = open_mounts(&config.mounts)?;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -80,7 +83,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     )?;
     let created = CreateGroup::open().context("cannot hear of new files (needs Linux 5.17 or later)")?;
     let mut filesystems = FileSystems::default();
-    for (path, mount) in &mounts {
+    for (path, mount) in &opened {
         filesystems.add(path, mount)?;
     }
     let capacity = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(REMEMBERED);
@@ -110,9 +113,9 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         serial: 0,
         started: Instant::now(),
     };
-    mark(&guard, &mounts)?;
+    mark(&guard, &opened)?;
     // The descriptors of the mount points would keep them from being unmounted.
-    drop(mounts);
+    drop(opened);
     announce(&guard, &config);
     let _ = guard.notifier.send(State::Ready);
     let result = guard.serve();
@@ -123,10 +126,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
 /// Marks go last and creations first: no file may be created unheard and then asked about.
 fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
     for (path, mount) in mounts {
-        guard
-            .created
-            .group()
-            .mark_filesystem(mount.as_fd())
+        mark_creations(guard.created.group(), mount)
             .with_context(|| format!("{}: this file system cannot tell of new files", path.display()))?;
     }
     for (path, mount) in mounts {
@@ -136,6 +136,16 @@ fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
             .with_context(|| format!("{}: this file system cannot be guarded", path.display()))?;
     }
     Ok(())
+}
+
+/// A btrfs subvolume cannot be marked by itself, only through the top of its file system.
+fn mark_creations(group: &CreateGroup, mount: &OwnedFd) -> anyhow::Result<()> {
+    let Err(error) = group.mark_filesystem(mount.as_fd()) else { return Ok(()) };
+    if error.errno() != Some(CROSS_DEVICE) {
+        return Err(error.into());
+    }
+    let top = mounts::btrfs_top(&mounts::mount_of_file(mount.as_fd())?.source)?;
+    Ok(group.mark_filesystem(top.as_fd())?)
 }
 
 fn open_mounts(paths: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {

@@ -44,7 +44,7 @@ impl fmt::Display for Target {
 
 /// A call that the kernel refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{call}{target}: {source}")]
+#[error("{call}{target}: {error}")]
 #[non_exhaustive]
 pub struct CallError {
     /// The call, as its manual page spells it.
@@ -52,18 +52,18 @@ pub struct CallError {
     /// What it was made on.
     pub target: Target,
     /// The kernel's answer; carries the errno.
-    pub source: io::Error,
+    pub error: io::Error,
 }
 
 impl CallError {
     /// A refused `call` on `target`.
-    pub(crate) fn new(call: &'static str, target: impl Into<Target>, source: impl Into<io::Error>) -> Self {
-        Self { call, target: target.into(), source: source.into() }
+    pub(crate) fn new(call: &'static str, target: impl Into<Target>, error: impl Into<io::Error>) -> Self {
+        Self { call, target: target.into(), error: error.into() }
     }
 
     /// The errno, if the kernel gave one.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
-        self.source.raw_os_error()
+        self.error.raw_os_error()
     }
 }

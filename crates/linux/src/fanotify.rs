@@ -31,10 +31,10 @@ pub enum FanotifyError {
     Call(#[from] CallError),
     /// The first event of a read could not be handed over, because its file could not be opened for us (for example
     /// `EMFILE`, `EPERM`, `ENXIO`); the kernel has answered *deny* if somebody waited. Reading may go on.
-    #[error("read on a fanotify group: an event was lost, its file could not be opened: {source}")]
+    #[error("read on a fanotify group: an event was lost, its file could not be opened: {error}")]
     Lost {
         /// The kernel's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// The kernel's event structure is not the one this program was written for; nothing can be read.
     #[error("fanotify event structure has version {found}, expected {}", libc::FANOTIFY_METADATA_VERSION)]
@@ -45,6 +45,18 @@ pub enum FanotifyError {
     /// The group has been closed.
     #[error("the fanotify group has been closed")]
     Closed,
+}
+
+impl FanotifyError {
+    /// The kernel's error number, where the kernel said one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Call(error) => error.errno(),
+            Self::Lost { error } => error.raw_os_error(),
+            Self::Version { .. } | Self::Closed => None,
+        }
+    }
 }
 
 /// Which events a mark asks for.
@@ -180,7 +192,7 @@ impl PermissionGroup {
                 let target = self.fd.with(|fd| Target::from(fd)).unwrap_or(Target::Process);
                 CallError::new("read", target, source).into()
             }
-            Some(_) => FanotifyError::Lost { source },
+            Some(_) => FanotifyError::Lost { error: source },
         }
     }
 

@@ -45,14 +45,14 @@ pub enum XattrReadError {
         room: usize,
     },
     /// The kernel refused otherwise, for example `EIO`.
-    #[error("fgetxattr {name:?} on descriptor {fd}: {source}")]
+    #[error("fgetxattr {name:?} on descriptor {fd}: {error}")]
     Call {
         /// Name of the attribute.
         name: &'static CStr,
         /// The file.
         fd: RawFd,
         /// The kernel's answer.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -76,7 +76,7 @@ pub enum Refusal {
 
 /// A label could not be written or removed.
 #[derive(Debug, thiserror::Error)]
-#[error("{call} {name:?} on descriptor {fd}: {source}")]
+#[error("{call} {name:?} on descriptor {fd}: {error}")]
 #[non_exhaustive]
 pub struct XattrWriteError {
     /// `fsetxattr` or `fremovexattr`.
@@ -88,7 +88,7 @@ pub struct XattrWriteError {
     /// What kind of refusal.
     pub refusal: Refusal,
     /// The kernel's answer.
-    pub source: io::Error,
+    pub error: io::Error,
 }
 
 /// Reads the attribute `name` into `buffer`.
@@ -106,7 +106,7 @@ pub fn read(file: BorrowedFd<'_>, name: &'static CStr, buffer: &mut [u8]) -> Res
         Err(Errno::NODATA) => Ok(Found::Absent),
         Err(Errno::OPNOTSUPP) => Ok(Found::Unsupported),
         Err(Errno::RANGE) => Err(XattrReadError::TooLong { name, fd, room }),
-        Err(error) => Err(XattrReadError::Call { name, fd, source: error.into() }),
+        Err(error) => Err(XattrReadError::Call { name, fd, error: error.into() }),
     }
 }
 
@@ -155,5 +155,5 @@ fn refused(call: &'static str, file: BorrowedFd<'_>, name: &'static CStr, error:
         Errno::NODATA => Refusal::Absent,
         _ => Refusal::Other,
     };
-    XattrWriteError { call, name, fd: file.as_raw_fd(), refusal, source: error.into() }
+    XattrWriteError { call, name, fd: file.as_raw_fd(), refusal, error: error.into() }
 }

@@ -208,7 +208,7 @@ fn an_event_whose_file_cannot_be_opened_is_told_and_its_opener_denied() {
             };
             assert_eq!(u32::try_from(*pid), Ok(opener.id()));
         } else {
-            let Err(FanotifyError::Lost { source }) = result else { panic!("{result:?}") };
+            let Err(FanotifyError::Lost { error: source }) = result else { panic!("{result:?}") };
             assert_eq!(source.raw_os_error(), Some(libc::EMFILE));
         }
         assert_eq!(opener.wait().unwrap().code(), Some(1));
