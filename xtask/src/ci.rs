@@ -93,7 +93,7 @@ fn deny() -> Result<()> {
 
 /// The path of a `cargo-deny` of the right version: the user's own, or one below `target`, built if need be.
 ///
-/// Unoptimised and without debug information, it is built in a third of the time and still judges in a second.
+/// It is built unoptimised, since its own release profile asks for fat LTO, and still judges in a second.
 fn cargo_deny() -> Result<PathBuf> {
     let tools = root().join("target/tools");
     let ours = tools.join("bin/cargo-deny");
