@@ -2,8 +2,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the person who runs them")]
 
+mod bench;
 mod ci;
+mod demo;
 mod fuzz;
+mod interrupt;
+mod scratch;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,8 +15,11 @@ use std::process::ExitCode;
 /// A chore's name, what it does in one line, and its code. It gets the arguments after its name.
 type Chore = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 
-const CHORES: &[Chore] =
-    &[("ci", "[STAGE…]  run all stages of continuous integration, or those that are named", ci::run)];
+const CHORES: &[Chore] = &[
+    ("bench", "           time this against other programs, as ratios", bench::run_bench),
+    ("ci", "[STAGE…]  run all stages of continuous integration, or those that are named", ci::run),
+    ("demo", "            label, guard and tamper with real files", demo::run_demo),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
