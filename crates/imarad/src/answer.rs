@@ -154,6 +154,12 @@ impl Guard {
             return self.judge(ask, Hold::Lease, None);
         }
         match self.inodes.known(&key) {
+            // A writer is let in at once, without having to break the lease (which would fail with O_NONBLOCK). The
+            // digest is still true: he has not written yet.
+            Some(digest) if !self.take_lease(ask.file()) => {
+                self.inodes.forget_known(&key);
+                self.judge(ask, Hold::Writer, Some(digest));
+            }
             Some(digest) => self.judge(ask, Hold::Remembered, Some(digest)),
             None => self.judge(ask, Hold::Unknown, None),
         }

@@ -18,8 +18,10 @@ pub(crate) struct Guarded {
     pub(crate) facts: FileSystem,
     /// Its name in audit lines, as the kernel's `s_id`: `loop0`, `vda1`, `tmpfs`.
     pub(crate) name: String,
-    /// Device numbers that its files may show (btrfs has one for each subvolume).
-    pub(crate) device: (u32, u32),
+    /// Its device, as in `/proc/self/mountinfo`. Files may show others: btrfs has one for each subvolume.
+    device: (u32, u32),
+    /// Whether its mark is still there.
+    pub(crate) marked: bool,
 }
 
 /// All of them.
@@ -40,7 +42,7 @@ impl FileSystems {
         let name = source.unwrap_or_else(|| found.name.clone());
         self.devices.insert(facts.device, self.guarded.len());
         self.devices.insert(entry.device, self.guarded.len());
-        self.guarded.push(Guarded { path: path.to_owned(), facts: found, name, device: entry.device });
+        self.guarded.push(Guarded { path: path.to_owned(), facts: found, name, device: entry.device, marked: true });
         Ok(())
     }
 
@@ -103,28 +105,23 @@ impl FileSystems {
         self.guarded.get(index).map_or(&NONE, |guarded| &guarded.facts)
     }
 
-    /// Device numbers of guarded file systems that are mounted nowhere any more, and forgets them.
-    pub(crate) fn take_gone(&mut self) -> Vec<(PathBuf, Vec<(u32, u32)>)> {
+    /// Devices of guarded file systems that are mounted nowhere any more: what is remembered of them keeps them busy.
+    pub(crate) fn unmounted(&self) -> Vec<(u32, u32)> {
         let Ok(mounts) = imara_linux::mounts::mounts() else { return Vec::new() };
-        let mut gone = Vec::new();
-        for (index, guarded) in self.guarded.iter().enumerate() {
-            let devices: Vec<_> =
-                self.devices.iter().filter(|(_, at)| **at == index).map(|(device, _)| *device).collect();
-            if !devices.is_empty() && !mounts.iter().any(|mount| mount.device == guarded.device) {
-                gone.push((guarded.path.clone(), devices));
-            }
-        }
-        for (_, devices) in &gone {
-            for device in devices {
-                self.devices.remove(device);
-            }
-        }
-        gone
+        let mounted = |index: &usize| {
+            self.guarded.get(*index).is_some_and(|fs| mounts.iter().any(|mount| mount.device == fs.device))
+        };
+        self.devices.iter().filter(|(_, index)| !mounted(index)).map(|(device, _)| *device).collect()
     }
 
-    /// Whether files of this file system are still asked about.
-    pub(crate) fn is_mounted(&self, guarded: &Guarded) -> bool {
-        self.devices.contains_key(&guarded.device)
+    /// File systems that have gone, and their marks with them; each is told once. `marked` is what the kernel lists.
+    pub(crate) fn take_gone(&mut self, marked: &[(u32, u32)]) -> Vec<PathBuf> {
+        let gone = self.guarded.iter_mut().filter(|fs| fs.marked && !marked.contains(&fs.device));
+        gone.map(|fs| {
+            fs.marked = false;
+            fs.path.clone()
+        })
+        .collect()
     }
 }
 

@@ -262,7 +262,7 @@ impl Guard {
                     path: guarded.path.display().to_string(),
                     filesystem: guarded.facts.name.clone(),
                     device: guarded.name.clone(),
-                    mounted: self.filesystems.is_mounted(guarded),
+                    guarded: guarded.marked,
                 })
                 .collect(),
             counters: map(&mut counters.into_iter()),
@@ -275,14 +275,22 @@ impl Guard {
     fn tick(&mut self, now: Instant) {
         self.inodes.forget_idle(now);
         self.watch_progress(now);
+        self.say_what_has_gone();
         let _ = self.notifier.send(State::Watchdog);
     }
 
     /// A file system that is mounted nowhere any more: what is remembered of it is given back, so that it can go.
     fn mounts_changed(&mut self) {
-        for (path, devices) in self.filesystems.take_gone() {
-            self.inodes.forget_device(|device| devices.contains(&device));
-            self.log.say(Level::Warning, format!("imarad: {} is unmounted and no longer guarded", path.display()));
+        let unmounted = self.filesystems.unmounted();
+        self.inodes.forget_device(|device| unmounted.contains(&device));
+        self.say_what_has_gone();
+    }
+
+    /// A mark goes with its file system, which may be a moment after the last mount of it has gone.
+    fn say_what_has_gone(&mut self) {
+        let Ok(marked) = self.group.marked_devices() else { return };
+        for path in self.filesystems.take_gone(&marked) {
+            self.log.say(Level::Warning, format!("imarad: {} has gone and is no longer guarded", path.display()));
         }
     }
 

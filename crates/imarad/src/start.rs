@@ -1,6 +1,7 @@
 //! Everything that needs a privilege or can fail is done here, before the first question is asked.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
@@ -183,8 +184,9 @@ fn warn_about_unseen_hooks(policy: &Policy, log: &Log) {
 }
 
 /// The line that says that every mark is in place.
-#[expect(clippy::print_stdout, reason = "the line that `imara guard` promises")]
 fn announce(guard: &Guard, config: &Config) {
     let mounts: Vec<String> = config.mounts.iter().map(|path| path.display().to_string()).collect();
-    println!("guarding {} (mode {}, policy {})", mounts.join(" "), guard.settings.mode, guard.policy_name);
+    // Whoever started us may not care to read it.
+    let line = format!("guarding {} (mode {}, policy {})", mounts.join(" "), guard.settings.mode, guard.policy_name);
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
 }

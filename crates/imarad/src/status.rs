@@ -65,7 +65,7 @@ pub(crate) struct Mount {
     pub(crate) path: String,
     pub(crate) filesystem: String,
     pub(crate) device: String,
-    pub(crate) mounted: bool,
+    pub(crate) guarded: bool,
 }
 
 /// How much is remembered.

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use imara_integrity::check::Pass;
@@ -196,6 +197,18 @@ impl PermissionGroup {
         }
     }
 
+    /// Devices (major, minor) of the file systems that are marked, as the kernel lists them: a mark goes with its file
+    /// system, without an event.
+    ///
+    /// # Errors
+    /// If `/proc/self/fdinfo` cannot be read, or closed.
+    pub fn marked_devices(&self) -> Result<Vec<(u32, u32)>, FanotifyError> {
+        let fd = self.fd.with(|group| group.as_raw_fd()).ok_or(FanotifyError::Closed)?;
+        let path = PathBuf::from(format!("/proc/self/fdinfo/{fd}"));
+        let text = std::fs::read_to_string(&path).map_err(|error| CallError::new("read", path.as_path(), error))?;
+        Ok(text.lines().filter_map(marked_device).collect())
+    }
+
     /// Calls `f` with the group's descriptor, for example to wait for it; absent if the group is closed.
     pub fn with_fd<R>(&self, f: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
         self.fd.with(f)
@@ -206,6 +219,15 @@ impl PermissionGroup {
         let fd = self.fd.0.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(fd);
     }
+}
+
+/// The device of a line `fanotify sdev:800001 mflags:0 mask:…`; in hexadecimal, 12 bits major and 20 bits minor.
+///
+/// Source: Linux `fs/notify/fdinfo.c`, `fanotify_fdinfo()`; `include/linux/kdev_t.h`.
+fn marked_device(line: &str) -> Option<(u32, u32)> {
+    let device = line.strip_prefix("fanotify sdev:")?.split(' ').next()?;
+    let device = u32::from_str_radix(device, 16).ok()?;
+    Some((device >> 20, device & 0xf_ffff))
 }
 
 /// Memory for one read of a [`PermissionGroup`]; make one and use it again.
@@ -382,6 +404,25 @@ impl Drop for Answer {
         if !self.given {
             // Nobody is left who could be told of a failure.
             drop(self.send(libc::FAN_DENY));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marked_device_is_read_from_the_kernels_line() {
+        let cases = [
+            ("fanotify sdev:800001 mflags:0 mask:3b ignored_mask:0", Some((8, 1))),
+            ("fanotify sdev:1b mflags:0 mask:3b ignored_mask:0", Some((0, 27))),
+            ("fanotify flags:10 event-flags:0", None),
+            ("fanotify ino:4f969 sdev:800013 mflags:0 mask:3b ignored_mask:40000000", None),
+            ("fanotify sdev: mflags:0", None),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(marked_device(line), expected, "{line}");
         }
     }
 }
