@@ -53,6 +53,32 @@ impl FileHasher {
         Ok(hasher.finish())
     }
 
+    /// Hashes exactly the first `size` bytes, sparing the read that finds nothing at the end; `None` if there are fewer.
+    ///
+    /// # Errors
+    /// Those of `pread`, for example `EIO`.
+    pub fn hash_sized(
+        &mut self,
+        file: BorrowedFd<'_>,
+        algorithm: HashAlgorithm,
+        size: u64,
+        progress: &AtomicU64,
+    ) -> Result<Option<Digest>, CallError> {
+        let mut hasher = Hasher::new(algorithm);
+        let mut offset = 0_u64;
+        while offset < size {
+            let wanted = usize::try_from(size.saturating_sub(offset)).unwrap_or(CHUNK).min(CHUNK);
+            let room = self.buffer.get_mut(..wanted).unwrap_or_default();
+            let length = read_at(file, room, offset)?;
+            let Some(bytes) = room.get(..length).filter(|bytes| !bytes.is_empty()) else { return Ok(None) };
+            hasher.update(bytes);
+            let length = u64::try_from(length).unwrap_or(u64::MAX);
+            offset = offset.saturating_add(length);
+            progress.fetch_add(length, Ordering::Relaxed);
+        }
+        Ok(Some(hasher.finish()))
+    }
+
     /// Hashes the content if all of it is in memory (`RWF_NOWAIT`); `None` if anything would have to be waited for, or
     /// if the file system cannot tell.
     pub fn hash_in_memory(&mut self, file: BorrowedFd<'_>, algorithm: HashAlgorithm) -> Option<Digest> {
