@@ -47,6 +47,16 @@ impl LeaseSignal {
 /// else and `CAP_LEASE` is missing, `ENOLCK`, `ENOMEM`.
 pub fn take(file: BorrowedFd<'_>, signal: LeaseSignal) -> Result<Taken, CallError> {
     sys::set_signal(file, signal.0).map_err(|error| CallError::new("fcntl(F_SETSIG)", file, error))?;
+    take_briefly(file)
+}
+
+/// As [`take`], for somebody who holds the lease so briefly that no message about a writer is wanted.
+///
+/// The kernel sends `SIGIO` all the same: it must be blocked, which [`LeaseSignals::open`] does.
+///
+/// # Errors
+/// Those of [`take`].
+pub fn take_briefly(file: BorrowedFd<'_>) -> Result<Taken, CallError> {
     match sys::set_lease(file, libc::F_RDLCK) {
         Ok(()) => Ok(Taken::Held),
         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(Taken::Writer),

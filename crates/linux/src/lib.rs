@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod create;
+pub mod dir;
 pub mod epoll;
 pub mod error;
 pub mod fanotify;

@@ -94,6 +94,17 @@ pub fn mount_of_file(file: BorrowedFd<'_>) -> Result<Mount, MountError> {
     mounts()?.into_iter().find(|mount| Some(mount.id) == id).ok_or(MountError::Unlisted { id })
 }
 
+/// How many inodes the file system has in use, if `path` is where a whole one is mounted and it keeps count.
+///
+/// # Errors
+/// If the path cannot be reached, its mount is not in the list, or `statvfs` is refused.
+pub fn inodes_in_use(path: &Path) -> Result<Option<u64>, MountError> {
+    let mount = mount_of(path)?;
+    let is_root = mount.root == Path::new("/") && path.canonicalize().is_ok_and(|path| path == mount.point);
+    let counts = rustix::fs::statvfs(path).map_err(|error| CallError::new("statvfs", path, error))?;
+    Ok((is_root && counts.f_files > 0).then(|| counts.f_files.saturating_sub(counts.f_ffree)))
+}
+
 /// What the policy wants to know of the file system that a file is on.
 ///
 /// Reads the list of mounts: call it once a mount, not once a file.

@@ -1,0 +1,90 @@
+//! `imara guard`: becomes `imarad`, which guards in the foreground.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use imara_integrity::check::Mode;
+use imara_integrity::digest::HashAlgorithm;
+
+use crate::Ended;
+use crate::client::RunDir;
+use crate::rules::{self, Rules};
+use crate::screen;
+use crate::words::shown;
+
+const EXAMPLES: &str = "\
+Prints one line that begins with 'guarding' when every mark is in place. SIGTERM and SIGINT end it.
+
+Examples:
+  imara guard --mode log /srv
+  imara guard --mode enforce --policy /etc/ima/ima-policy /usr /srv";
+
+/// Arguments of `imara guard`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// What happens to files that do not pass: enforce, log, fix or off
+    #[arg(long, default_value = "enforce")]
+    mode: Mode,
+    /// The policy: a file, or builtin:NAME
+    #[arg(long, value_name = "P", default_value = rules::DEFAULT)]
+    policy: OsString,
+    /// Hash algorithm of new labels
+    #[arg(long, value_name = "ALG", default_value = "sha256")]
+    hash: HashAlgorithm,
+    #[command(flatten)]
+    run: RunDir,
+    /// Mount points of the file systems to guard
+    #[arg(required = true, value_name = "MOUNT")]
+    mounts: Vec<PathBuf>,
+}
+
+/// Checks everything that can be checked now, and becomes the daemon.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
+    Rules::load(&arguments.policy)?;
+    for mount in &arguments.mounts {
+        check_mount(mount)?;
+    }
+    let daemon = find()?;
+    let error = Command::new(&daemon)
+        .args(["--mode", arguments.mode.name(), "--hash", arguments.hash.name(), "--policy"])
+        .arg(&arguments.policy)
+        .arg("--run-dir")
+        .arg(&arguments.run.run_dir)
+        .arg("--")
+        .args(&arguments.mounts)
+        .exec();
+    Err(error).with_context(|| format!("cannot run {}", shown(&daemon)))
+}
+
+fn check_mount(path: &Path) -> anyhow::Result<()> {
+    let facts = std::fs::metadata(path)
+        .with_context(|| format!("{}: cannot be guarded (fix: name a mount point that exists)", shown(path)))?;
+    if !facts.is_dir() {
+        bail!("{}: not a directory (expected the mount point of a file system)", shown(path));
+    }
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if let Ok(mount) = imara_linux::mounts::mount_of(&path)
+        && mount.point != path
+    {
+        let (path, point) = (shown(&path), shown(&mount.point));
+        screen::complain(&format!("{path} is no mount point: all of its file system, mounted on {point}, is guarded"));
+    }
+    Ok(())
+}
+
+/// The daemon: beside this program, else on the search path, else where packages put it.
+fn find() -> anyhow::Result<PathBuf> {
+    const ELSEWHERE: [&str; 2] = ["/usr/sbin", "/usr/libexec"];
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let beside = own.parent().map(Path::to_owned);
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let places = beside.into_iter().chain(std::env::split_paths(&search)).chain(ELSEWHERE.map(PathBuf::from));
+    let mut candidates = places.filter(|place| place.is_absolute()).map(|place| place.join("imarad"));
+    candidates.find(|candidate| candidate.is_file()).with_context(|| {
+        format!("imarad is not beside {}, nor on PATH, nor in {} (fix: install it)", shown(&own), ELSEWHERE.join(", "))
+    })
+}

@@ -1,0 +1,349 @@
+//! `imara label`: makes the label of each file that the policy appraises the digest of its content.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use imara_integrity::appraise::LabelRead;
+use imara_integrity::digest::{Digest, HashAlgorithm};
+use imara_integrity::event::{Gid, Uid};
+use imara_integrity::label::{ImaLabel, encode_digest};
+use imara_integrity::policy::RuleId;
+use imara_linux::hash::FileHasher;
+use imara_linux::xattr;
+use serde::Serialize;
+
+use crate::content::{Leases, Opened};
+use crate::rules::{self, FileSystems, RuledOut, Rules};
+use crate::screen::Screen;
+use crate::walk::{Directory, Entry, Found, Visitor, Walk};
+use crate::words::{self, JsonPath, shown};
+use crate::{Ended, why};
+
+const JSON: &str = "\
+With --json, one object a line for each file:
+  path      its path; path_hex besides, where it is not UTF-8
+  action    labelled, unchanged, skipped or failed
+  digest    the digest in the label, such as \"sha256:e3b0…\"; null if skipped or failed
+  reason    why it was skipped or failed, else null
+and as the last line {\"summary\": {labelled, unchanged, skipped, failed, bytes, seconds, dry_run}}.
+
+Examples:
+  imara label -x /usr /etc
+  imara label --policy builtin:appraise_tcb --hash sha512 --dry-run /srv
+  imara label -- -name-with-a-dash
+
+Files with a signature as their label are never touched. Exit status: 0 fine, 1 something failed, 2 could not run.";
+
+/// Arguments of `imara label`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = JSON)]
+pub(crate) struct Arguments {
+    /// Hash algorithm of the labels
+    #[arg(long, value_name = "ALG", default_value = "sha256")]
+    hash: HashAlgorithm,
+    /// The policy that says which files are appraised: a file, or builtin:NAME
+    #[arg(long, value_name = "P", default_value = rules::DEFAULT)]
+    policy: OsString,
+    /// Write nothing, tell what would be written
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Number of threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// Stay on the file system of each PATH
+    #[arg(short = 'x', long)]
+    one_file_system: bool,
+    /// Files, and directories with everything below
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+/// Labels files.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
+    let labelling = Labelling {
+        rules: Rules::load(&arguments.policy)?,
+        leases: Leases::new()?,
+        filesystems: FileSystems::default(),
+        screen: Screen::new(),
+        counts: Counts::default(),
+        links: std::array::from_fn(|_| Mutex::default()),
+        first_rule: OnceLock::new(),
+        hash: arguments.hash,
+        dry_run: arguments.dry_run,
+        json: arguments.json,
+    };
+    let walk = Walk::new(&arguments.paths, arguments.one_file_system, arguments.jobs.map(usize::from))?;
+    labelling.screen.expect(&arguments.paths);
+    labelling.screen.during(|| walk.run(&labelling));
+    labelling.sum_up();
+    Ok(if labelling.counts.failed.load(Ordering::Relaxed) > 0 { Ended::Failed } else { Ended::Fine })
+}
+
+#[derive(Debug)]
+struct Labelling {
+    rules: Rules,
+    leases: Leases,
+    filesystems: FileSystems,
+    screen: Screen,
+    counts: Counts,
+    /// Files with more than one name that are done, so that each is labelled once; spread by inode number.
+    links: [Mutex<HashMap<Inode, Digest>>; 64],
+    /// The first reason of the policy for leaving a file out.
+    first_rule: OnceLock<Option<RuleId>>,
+    hash: HashAlgorithm,
+    dry_run: bool,
+    json: bool,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    labelled: AtomicU64,
+    unchanged: AtomicU64,
+    skipped: AtomicU64,
+    skipped_by_policy: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// What a thread has for itself.
+#[derive(Debug, Default)]
+struct Worker {
+    hasher: FileHasher,
+    label: Vec<u8>,
+    /// The policy's last answer; neighbours are mostly alike.
+    last: Option<(Alike, Result<(), Option<RuleId>>)>,
+    ruled_out: RuledOut,
+}
+
+/// Device number and inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Inode((u32, u32), u64);
+
+/// What the policy looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Alike {
+    device: (u32, u32),
+    owner: Uid,
+    group: Gid,
+}
+
+/// What became of a file.
+#[derive(Debug)]
+enum Done {
+    Labelled(Digest),
+    Unchanged(Digest),
+    NotAppraised(Option<RuleId>),
+    Skipped(&'static str),
+    Failed(String),
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    path: JsonPath,
+    action: &'a str,
+    digest: Option<String>,
+    reason: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    labelled: u64,
+    unchanged: u64,
+    skipped: u64,
+    failed: u64,
+    bytes: u64,
+    seconds: f64,
+    dry_run: bool,
+}
+
+impl Visitor for Labelling {
+    type Worker = Worker;
+
+    fn worker(&self) -> Worker {
+        Worker::default()
+    }
+
+    fn enter(&self, worker: &mut Worker, directory: &Directory) -> bool {
+        let Some(rule) = worker.ruled_out.by(&self.rules, &self.filesystems, directory) else { return true };
+        self.note(directory.path(), &Done::NotAppraised(Some(rule)));
+        false
+    }
+
+    fn visit(&self, worker: &mut Worker, found: Found<'_>) {
+        match found {
+            Found::File(entry) => {
+                let done = self.file(worker, entry).unwrap_or_else(Done::Failed);
+                // The path is put together only where it is told.
+                if self.json || matches!(done, Done::Failed(_)) {
+                    self.note(&entry.path(), &done);
+                } else {
+                    self.count(&done);
+                }
+            }
+            Found::Other(entry, kind) => self.note(&entry.path(), &Done::Skipped(why::not_a_file(kind))),
+            Found::Failed(path, error) => self.note(path, &Done::Failed(why::not_opened(&error))),
+        }
+    }
+}
+
+impl Labelling {
+    fn file(&self, worker: &mut Worker, entry: Entry<'_>) -> Result<Done, String> {
+        if let Some(rule) = worker.ruled_out.by(&self.rules, &self.filesystems, entry.directory) {
+            return Ok(Done::NotAppraised(Some(rule)));
+        }
+        let mut opened = match self.leases.open(entry) {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Done::Skipped("gone meanwhile")),
+            Err(error) => return Err(why::not_opened(&error)),
+        };
+        if !opened.facts.is_regular() {
+            return Ok(Done::Skipped("not a regular file"));
+        }
+        if entry.is_elsewhere(&opened.facts) {
+            return Ok(Done::Skipped("on another file system"));
+        }
+        if let Err(rule) = self.appraised(worker, &opened)? {
+            return Ok(Done::NotAppraised(rule));
+        }
+        if opened.facts.links < 2 {
+            return self.appraised_file(worker, &mut opened);
+        }
+        let inode = Inode(opened.facts.device, opened.facts.inode);
+        let place = usize::try_from(inode.1).unwrap_or(0) % self.links.len();
+        let Some(links) = self.links.get(place) else { return self.appraised_file(worker, &mut opened) };
+        let mut links = links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(digest) = links.get(&inode) {
+            return Ok(Done::Unchanged(*digest));
+        }
+        let done = self.appraised_file(worker, &mut opened)?;
+        if let Done::Labelled(digest) | Done::Unchanged(digest) = &done {
+            links.insert(inode, *digest);
+        }
+        Ok(done)
+    }
+
+    fn appraised_file(&self, worker: &mut Worker, opened: &mut Opened) -> Result<Done, String> {
+        let Worker { hasher, label, .. } = worker;
+        let label = match opened.label(label) {
+            LabelRead::Unsupported => return Err(format!("no label can be read: {}", why::NO_LABELS)),
+            LabelRead::Failed => return Err("its label cannot be read (fix: look at the kernel's log)".into()),
+            found @ (LabelRead::Value(_) | LabelRead::Absent) => found.bytes(),
+        };
+        if label.is_some_and(is_signature) {
+            return Ok(Done::Skipped("its label is a signature, which is never replaced"));
+        }
+        let progress = &self.screen.progress.bytes;
+        let digest = opened.digest(hasher, self.hash, progress).map_err(|error| why::not_hashed(&error))?;
+        let right = encode_digest(&digest);
+        if label == Some(&right) {
+            return Ok(Done::Unchanged(digest));
+        }
+        if !self.dry_run {
+            xattr::write(opened.file(), xattr::IMA, &right).map_err(|error| why::not_written(&error))?;
+        }
+        Ok(Done::Labelled(digest))
+    }
+
+    fn appraised(&self, worker: &mut Worker, opened: &Opened) -> Result<Result<(), Option<RuleId>>, String> {
+        let facts = &opened.facts;
+        let alike = Alike { device: facts.device, owner: facts.owner, group: facts.group };
+        if let Some((last, answer)) = worker.last
+            && last == alike
+        {
+            return Ok(answer);
+        }
+        let fs = self
+            .filesystems
+            .of(facts.device, opened.file())
+            .map_err(|error| format!("its file system cannot be told: {error}"))?;
+        let answer = self.rules.appraised(facts, &fs);
+        worker.last = Some((alike, answer));
+        Ok(answer)
+    }
+
+    fn count(&self, done: &Done) {
+        let count = match done {
+            Done::Labelled(_) => &self.counts.labelled,
+            Done::Unchanged(_) => &self.counts.unchanged,
+            Done::Skipped(_) => &self.counts.skipped,
+            Done::NotAppraised(rule) => {
+                self.first_rule.get_or_init(|| *rule);
+                self.counts.skipped_by_policy.fetch_add(1, Ordering::Relaxed);
+                &self.counts.skipped
+            }
+            Done::Failed(_) => &self.counts.failed,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.screen.progress.files.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts it and tells it.
+    fn note(&self, path: &Path, done: &Done) {
+        self.count(done);
+        if let Done::Failed(reason) = done {
+            self.screen.complain(&format!("{}: {reason}", shown(path)));
+        }
+        if !self.json {
+            return;
+        }
+        let rule_text;
+        let (action, digest, reason) = match done {
+            Done::Labelled(digest) => ("labelled", Some(digest.to_string()), None),
+            Done::Unchanged(digest) => ("unchanged", Some(digest.to_string()), None),
+            Done::Skipped(reason) => ("skipped", None, Some(*reason)),
+            Done::NotAppraised(rule) => {
+                rule_text = self.rules.text(*rule);
+                ("skipped", None, Some(rule_text.as_str()))
+            }
+            Done::Failed(reason) => ("failed", None, Some(reason.as_str())),
+        };
+        self.screen.json(&Line { path: path.into(), action, digest, reason });
+    }
+
+    fn sum_up(&self) {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let summary = Summary {
+            labelled: load(&self.counts.labelled),
+            unchanged: load(&self.counts.unchanged),
+            skipped: load(&self.counts.skipped),
+            failed: load(&self.counts.failed),
+            bytes: load(&self.screen.progress.bytes),
+            seconds: self.screen.seconds(),
+            dry_run: self.dry_run,
+        };
+        let by_policy = load(&self.counts.skipped_by_policy);
+        if by_policy > 0 && summary.labelled + summary.unchanged + summary.failed == 0 {
+            self.screen.complain(&format!(
+                "nothing is to be labelled: the policy appraises none of {by_policy} files\n  first reason: {}\n  fix: \
+                 choose another policy with --policy",
+                self.rules.text(self.first_rule.get().copied().flatten())
+            ));
+        }
+        if self.json {
+            self.screen.json(&serde_json::json!({ "summary": summary }));
+        } else {
+            let Summary { labelled, unchanged, skipped, failed, bytes, seconds, dry_run } = summary;
+            let bytes = words::bytes(bytes);
+            let note = if dry_run { " (dry run: nothing was written)" } else { "" };
+            self.screen.line(&format!(
+                "labelled {labelled}, unchanged {unchanged}, skipped {skipped}, failed {failed}; {bytes}; {seconds:.1} s{note}"
+            ));
+        }
+        self.screen.flush();
+    }
+}
+
+/// Whether a label is a signature, which only its owner could make again.
+fn is_signature(label: &[u8]) -> bool {
+    match ImaLabel::parse(label) {
+        Ok(ImaLabel::Signature(_)) => true,
+        Ok(ImaLabel::VeritySignature(signature)) => signature.header().is_ok(),
+        Ok(ImaLabel::Digest(_) | ImaLabel::Unknown { .. }) | Err(_) => false,
+    }
+}

@@ -1,0 +1,228 @@
+//! The policy, and what it asks of a file.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, bail};
+use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
+use imara_integrity::policy::{
+    Decision, Dialect, Family, Options, Policy, PolicyError, PolicyErrors, Rule, RuleId, Verb,
+};
+use imara_linux::file::FileFacts;
+use imara_linux::mounts::{MountError, filesystem_of};
+
+use crate::walk::Directory;
+use crate::words::shown;
+
+/// The policy unless told otherwise: appraise all files owned by root.
+pub(crate) const DEFAULT: &str = "builtin:appraise_tcb";
+
+/// How a file is about to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Opened for reading.
+    Read,
+    /// Executed.
+    Exec,
+}
+
+impl Access {
+    /// As a word of the output.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Exec => "exec",
+        }
+    }
+}
+
+/// A policy and where it came from.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    policy: Policy,
+    name: String,
+}
+
+impl Rules {
+    /// Loads a policy: a file, or `builtin:NAME`. The error of a broken one shows the places.
+    pub(crate) fn load(from: &OsStr) -> anyhow::Result<Self> {
+        let name = shown(Path::new(from));
+        if let Some(builtin) = from.as_bytes().strip_prefix(b"builtin:") {
+            let policy = Policy::builtin(String::from_utf8_lossy(builtin).parse()?, Dialect::default());
+            return Ok(Self { policy, name });
+        }
+        let text = std::fs::read(from).with_context(|| format!("cannot read the policy {name}"))?;
+        match Policy::parse(&text, &Options::default()) {
+            Ok(policy) => Ok(Self { policy, name }),
+            Err(errors) => bail!("{name} is not a policy\n{}", rendered(&errors, &text)),
+        }
+    }
+
+    /// A rule with its place: `policy builtin:appraise_tcb, line 4: dont_appraise fsmagic=0x1021994`.
+    pub(crate) fn text(&self, rule: Option<RuleId>) -> String {
+        match rule.and_then(|rule| self.policy.rule(rule)) {
+            Some(found) => format!("policy {}, line {}: {}", self.name, found.line, found.rule),
+            None => format!("policy {}: no rule appraises it", self.name),
+        }
+    }
+
+    /// What a guarded open would ask; who opens is root.
+    pub(crate) fn decide(&self, access: Access, facts: &FileFacts, fs: &FileSystem) -> Decision {
+        match access {
+            Access::Read => self.at(Hook::FileCheck, Mask::READ, facts, fs),
+            Access::Exec => {
+                // The kernel asks twice at execve: BPRM_CHECK for the file, CREDS_CHECK for the program it becomes.
+                let first = self.at(Hook::BprmCheck, Mask::EXEC, facts, fs);
+                if first.appraise.is_some() { first } else { self.at(Hook::CredsCheck, Mask::EXEC, facts, fs) }
+            }
+        }
+    }
+
+    /// Whether a file has to have a label: appraised when read or executed. Else the rule that says no, if one does.
+    pub(crate) fn appraised(&self, facts: &FileFacts, fs: &FileSystem) -> Result<(), Option<RuleId>> {
+        let read = self.decide(Access::Read, facts, fs);
+        let asked = read.appraise.is_some()
+            || self.decide(Access::Exec, facts, fs).appraise.is_some()
+            || self.at(Hook::FileCheck, Mask::EXEC, facts, fs).appraise.is_some();
+        if asked { Ok(()) } else { Err(read.decided.by(Family::Appraise).map(|decided| decided.rule)) }
+    }
+
+    fn at(&self, hook: Hook, mask: Mask, facts: &FileFacts, fs: &FileSystem) -> Decision {
+        self.policy.decide(&Event {
+            hook,
+            mask,
+            subject: Subject::ROOT,
+            object: Object { owner: facts.owner, group: facts.group, fs },
+            subject_label: None,
+            object_label: None,
+            data: None,
+        })
+    }
+
+    /// The rule that keeps a whole file system out of appraisal, whatever its files, if there is one.
+    pub(crate) fn rules_out(&self, fs: &FileSystem) -> Option<RuleId> {
+        for numbered in self.policy.rules().filter(|numbered| numbered.rule.action.family() == Family::Appraise) {
+            let rule = numbered.rule;
+            let unconditional = Rule { fsmagic: None, fsname: None, fs_subtype: None, fsuuid: None, ..rule.clone() };
+            let about_fs = rule.fsmagic.is_none_or(|magic| magic == fs.magic)
+                && rule.fsname.as_deref().is_none_or(|name| name == fs.name)
+                && rule.fs_subtype.as_deref().is_none_or(|subtype| fs.subtype.as_deref() == Some(subtype))
+                && rule.fsuuid.is_none_or(|uuid| uuid == fs.uuid);
+            if !about_fs {
+                continue;
+            }
+            match rule.action.verb() {
+                // Something on this file system may be appraised before any later rule is looked at.
+                Verb::Do => return None,
+                Verb::Dont if unconditional.to_string() == rule.action.name() => return Some(numbered.id),
+                Verb::Dont => {}
+            }
+        }
+        None
+    }
+}
+
+/// The file systems met so far.
+#[derive(Debug, Default)]
+pub(crate) struct FileSystems(Mutex<HashMap<(u32, u32), Arc<FileSystem>>>);
+
+impl FileSystems {
+    /// The file system with this device number, which `file` is on; looked up once.
+    pub(crate) fn of(&self, device: (u32, u32), file: BorrowedFd<'_>) -> Result<Arc<FileSystem>, MountError> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.get(&device) {
+            return Ok(Arc::clone(found));
+        }
+        let found = Arc::new(filesystem_of(file)?);
+        known.insert(device, Arc::clone(&found));
+        Ok(found)
+    }
+}
+
+/// Which rule keeps the whole file system out that a directory is on, so that nothing there has to be opened; remembers
+/// the last answer, because neighbours are mostly alike.
+#[derive(Debug, Default)]
+pub(crate) struct RuledOut(Option<((u32, u32), Option<RuleId>)>);
+
+impl RuledOut {
+    pub(crate) fn by(&mut self, rules: &Rules, filesystems: &FileSystems, directory: &Directory) -> Option<RuleId> {
+        let device = directory.device?;
+        match self.0 {
+            Some((last, rule)) if last == device => rule,
+            _ => {
+                let rule = rules.rules_out(&*filesystems.of(device, directory.file()).ok()?);
+                self.0 = Some((device, rule));
+                rule
+            }
+        }
+    }
+}
+
+/// Every error with its line and what was found underlined.
+fn rendered(errors: &PolicyErrors, text: &[u8]) -> String {
+    let mut out = String::new();
+    for error in errors {
+        let _ = writeln!(out, "{error}");
+        underline(error, text, &mut out);
+    }
+    if errors.omitted() > 0 {
+        let _ = writeln!(out, "and {} errors more", errors.omitted());
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+fn underline(error: &PolicyError, text: &[u8], out: &mut String) {
+    let Some(line) = text.split(|byte| *byte == b'\n').nth(error.line.saturating_sub(1)) else { return };
+    let (before, rest) = line.split_at_checked(error.column.saturating_sub(1)).unwrap_or((line, &[]));
+    let (found, after) = rest.split_at_checked(error.length).unwrap_or((rest, &[]));
+    let plain = |bytes: &[u8]| -> String {
+        String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    };
+    let (before, found, after) = (plain(before), plain(found), plain(after));
+    let number = error.line.to_string();
+    let (margin, blank) = (" ".repeat(number.len()), " ".repeat(before.chars().count()));
+    let marks = "^".repeat(found.chars().count().max(1));
+    let _ = writeln!(out, "{number} | {before}{found}{after}\n{margin} | {blank}{marks}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fs(magic: u64) -> FileSystem {
+        FileSystem { magic, name: "x".into(), subtype: None, uuid: [0; 16] }
+    }
+
+    #[test]
+    fn a_rule_keeps_a_whole_file_system_out_only_if_nothing_else_is_asked_first() {
+        for (text, magic, expected) in [
+            ("dont_appraise fsmagic=1\nappraise", 1, Some(0)),
+            ("dont_appraise fsmagic=1\nappraise", 2, None),
+            ("appraise fowner=7\ndont_appraise fsmagic=1", 1, None),
+            ("dont_appraise fsmagic=1 fowner=0\nappraise", 1, None),
+            ("dont_appraise func=FILE_CHECK fsmagic=1\ndont_appraise fsmagic=1\nappraise", 1, Some(1)),
+            ("appraise fsmagic=2\ndont_appraise", 1, Some(1)),
+            ("dont_measure fsmagic=1\nappraise", 1, None),
+        ] {
+            let policy = Policy::parse(text.as_bytes(), &Options::default()).unwrap();
+            let rules = Rules { policy, name: "p".into() };
+            assert_eq!(rules.rules_out(&fs(magic)).map(RuleId::index), expected, "{text:?} {magic}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_underlined_where_it_is() {
+        let text = b"# a\n\tappraise func=FILE_CHEK fowner=0\n";
+        let errors = Policy::parse(text, &Options::default()).unwrap_err();
+        let lines = rendered(&errors, text);
+        let lines: Vec<_> = lines.lines().collect();
+        assert_eq!(lines[1..], ["2 |  appraise func=FILE_CHEK fowner=0", "  |                ^^^^^^^^^"]);
+        assert!(lines[0].starts_with("policy line 2, column 16: unknown func \"FILE_CHEK\""), "{}", lines[0]);
+    }
+}

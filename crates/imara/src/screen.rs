@@ -1,0 +1,215 @@
+//! What is printed: results to standard output, complaints and progress to standard error.
+//!
+//! A reader that has gone (`imara verify … | head`) is no reason to fail or to stop: the rest is not printed.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::words;
+
+/// Nothing moves on the terminal before this.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Time between two pictures.
+const PICTURE: Duration = Duration::from_millis(200);
+
+/// Prints one complaint, for when there is no [`Screen`].
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "imara: {line}");
+}
+
+/// Prints text to standard output.
+pub(crate) fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Prints one line of JSON to standard output.
+pub(crate) fn print_json(value: &impl Serialize) {
+    if let Ok(text) = serde_json::to_string(value) {
+        print(&(text + "\n"));
+    }
+}
+
+/// Whether colours are welcome on standard output.
+pub(crate) fn colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// What the moving line tells; counted by the workers.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Files done.
+    pub(crate) files: AtomicU64,
+    /// Bytes hashed.
+    pub(crate) bytes: AtomicU64,
+    /// Files that there will be, if that can be guessed, else 0.
+    pub(crate) expected: AtomicU64,
+}
+
+/// Both streams of a run with many files.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    out: Mutex<Out>,
+    moving: Mutex<Moving>,
+    stop: Condvar,
+    terminal: bool,
+    started: Instant,
+    pub(crate) progress: Progress,
+}
+
+#[derive(Debug)]
+struct Out {
+    stream: io::BufWriter<io::Stdout>,
+    gone: bool,
+}
+
+/// The state of the moving line.
+#[derive(Debug, Default)]
+struct Moving {
+    shown: bool,
+    over: bool,
+}
+
+impl Screen {
+    pub(crate) fn new() -> Self {
+        Self {
+            out: Mutex::new(Out { stream: io::BufWriter::with_capacity(64 << 10, io::stdout()), gone: false }),
+            moving: Mutex::default(),
+            stop: Condvar::new(),
+            terminal: io::stderr().is_terminal(),
+            started: Instant::now(),
+            progress: Progress::default(),
+        }
+    }
+
+    /// Seconds since the start.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// A line of the result.
+    pub(crate) fn line(&self, text: &str) {
+        self.write(|out| writeln!(out, "{text}"));
+    }
+
+    /// A line of JSON.
+    pub(crate) fn json(&self, value: &impl Serialize) {
+        if let Ok(mut line) = serde_json::to_vec(value) {
+            line.push(b'\n');
+            self.write(|out| out.write_all(&line));
+        }
+    }
+
+    fn write(&self, write: impl FnOnce(&mut io::BufWriter<io::Stdout>) -> io::Result<()>) {
+        let moving = self.hide();
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        if !out.gone {
+            // On a terminal lines and complaints should appear in their order.
+            let written = write(&mut out.stream).and_then(|()| if self.terminal { out.stream.flush() } else { Ok(()) });
+            out.gone = written.is_err();
+        }
+        drop(moving);
+    }
+
+    /// A complaint about one thing, or a remark.
+    pub(crate) fn complain(&self, line: &str) {
+        let moving = self.hide();
+        complain(line);
+        drop(moving);
+    }
+
+    /// Takes the moving line away for as long as the result lives.
+    fn hide(&self) -> Option<MutexGuard<'_, Moving>> {
+        if !self.terminal {
+            return None;
+        }
+        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut moving.shown) {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+        Some(moving)
+    }
+
+    /// Runs `work` with a moving line beside it, if there is a terminal and it takes longer than a second.
+    pub(crate) fn during(&self, work: impl FnOnce()) {
+        std::thread::scope(|scope| {
+            if self.terminal {
+                scope.spawn(|| self.move_on());
+            }
+            work();
+            self.moving.lock().unwrap_or_else(PoisonError::into_inner).over = true;
+            self.stop.notify_all();
+        });
+        drop(self.hide());
+    }
+
+    /// Sends out what was printed. To be called at the end.
+    pub(crate) fn flush(&self) {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        if !out.gone {
+            out.gone = out.stream.flush().is_err();
+        }
+    }
+
+    /// Guesses the number of files to come: known if every path is a whole file system that counts its inodes.
+    pub(crate) fn expect(&self, paths: &[PathBuf]) {
+        let counts = paths.iter().map(|path| imara_linux::mounts::inodes_in_use(path).ok().flatten());
+        if let Some(count) = counts.sum() {
+            self.progress.expected.store(count, Ordering::Relaxed);
+        }
+    }
+
+    fn move_on(&self) {
+        let mut wait = PATIENCE;
+        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (guard, _) = self.stop.wait_timeout(moving, wait).unwrap_or_else(PoisonError::into_inner);
+            moving = guard;
+            if moving.over {
+                return;
+            }
+            wait = PICTURE;
+            let line = self.picture();
+            let _ = write!(io::stderr(), "\r\x1b[K{line}");
+            moving.shown = true;
+        }
+    }
+
+    fn picture(&self) -> String {
+        let files = self.progress.files.load(Ordering::Relaxed);
+        let bytes = self.progress.bytes.load(Ordering::Relaxed);
+        let expected = self.progress.expected.load(Ordering::Relaxed);
+        picture(files, bytes, expected, self.started.elapsed())
+    }
+}
+
+/// The moving line: `12345 files, 1.2 GB (8000 files/s, 700.0 MB/s), 34 s left`.
+fn picture(files: u64, bytes: u64, expected: u64, elapsed: Duration) -> String {
+    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = |count: u64| u64::try_from(u128::from(count) * 1000 / u128::from(millis)).unwrap_or(u64::MAX);
+    let mut line =
+        format!("{files} files, {} ({} files/s, {}/s)", words::bytes(bytes), rate(files), words::bytes(rate(bytes)));
+    if let (Some(left), 1..) = (expected.checked_sub(files), rate(files)) {
+        line += &format!(", about {} s left", left.div_ceil(rate(files)));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_moving_line_tells_rates_and_what_is_left_where_that_is_known() {
+        let second = Duration::from_secs(2);
+        assert_eq!(picture(100, 4_000_000, 0, second), "100 files, 4.0 MB (50 files/s, 2.0 MB/s)");
+        assert_eq!(picture(100, 0, 300, second), "100 files, 0 B (50 files/s, 0 B/s), about 4 s left");
+        assert_eq!(picture(0, 0, 300, Duration::ZERO), "0 files, 0 B (0 files/s, 0 B/s)");
+    }
+}

@@ -1,0 +1,115 @@
+//! `imara status`: what the running guard does.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use crate::client::RunDir;
+use crate::{Ended, screen};
+
+/// Arguments of `imara status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Print the guard's answer as it is: one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    guard: RunDir,
+}
+
+/// Asks and prints.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
+    let status = arguments.guard.ask(&json!({ "command": "status" }))?;
+    if arguments.json {
+        screen::print_json(&status);
+    } else {
+        screen::print(&text(&status));
+    }
+    Ok(Ended::Fine)
+}
+
+fn text(status: &Value) -> String {
+    let mut out = String::new();
+    let mut row = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<12}{value}");
+    };
+    for name in ["mode", "policy", "hash", "version", "pid"] {
+        row(name, &word(status.get(name)));
+    }
+    row("running", &format!("{} s", word(status.get("uptime_seconds"))));
+    for mount in list(status, "mounts") {
+        let part = |name| word(mount.get(name));
+        let gone = if mount.get("mounted") == Some(&Value::Bool(false)) { ", not mounted any more" } else { "" };
+        row("guarding", &format!("{} ({} on {}{gone})", part("path"), part("filesystem"), part("device")));
+    }
+    row("counted", &counts(status.get("counters").and_then(Value::as_object), Zeros::Shown));
+    row("failures", &counts(status.get("failures").and_then(Value::as_object), Zeros::Hidden));
+    row("remembered", &counts(status.get("remembered").and_then(Value::as_object), Zeros::Shown));
+    for what in list(status, "not_seen") {
+        row("not seen", &word(Some(what)));
+    }
+    out
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zeros {
+    Shown,
+    Hidden,
+}
+
+fn list<'a>(status: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    status.get(name).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn word(value: Option<&Value>) -> String {
+    match value {
+        None => "unknown".into(),
+        Some(value) => value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned),
+    }
+}
+
+fn counts(map: Option<&Map<String, Value>>, zeros: Zeros) -> String {
+    let words: Vec<String> = map
+        .into_iter()
+        .flatten()
+        .filter(|(_, count)| zeros == Zeros::Shown || count.as_u64() != Some(0))
+        .map(|(name, count)| format!("{} {count}", name.replace('_', " ")))
+        .collect();
+    if words.is_empty() { "none".into() } else { words.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mount_and_every_failure_that_happened_gets_told() {
+        let status = json!({
+            "version": "0.1.0", "pid": 7, "mode": "log", "policy": "builtin:appraise_tcb", "hash": "sha256",
+            "uptime_seconds": 3,
+            "mounts": [
+                { "path": "/a", "filesystem": "ext4", "device": "loop0", "mounted": true },
+                { "path": "/b", "filesystem": "tmpfs", "device": "tmpfs", "mounted": false },
+            ],
+            "counters": { "asked": 2, "log_lines_dropped": 0 },
+            "failures": { "queue-overflow": 0, "hash-stalled": 1 },
+            "remembered": { "known": 1 },
+            "not_seen": ["mmap"],
+        });
+        let expected = "\
+mode        log
+policy      builtin:appraise_tcb
+hash        sha256
+version     0.1.0
+pid         7
+running     3 s
+guarding    /a (ext4 on loop0)
+guarding    /b (tmpfs on tmpfs, not mounted any more)
+counted     asked 2, log lines dropped 0
+failures    hash-stalled 1
+remembered  known 1
+not seen    mmap
+";
+        assert_eq!(text(&status), expected);
+    }
+}

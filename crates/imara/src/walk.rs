@@ -1,0 +1,303 @@
+//! Finds every file below some paths, with several threads, following no symbolic link.
+//!
+//! Threads share a stack of work: directories to read, and batches of file names where a directory has many. Each is
+//! opened relative to its open parent, so that no name above it can be exchanged meanwhile. A thread that finds the
+//! stack full does the work itself, which keeps memory bounded.
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use imara_linux::dir::{self, DirectoryReader, Kind};
+use imara_linux::file::{self, FileFacts};
+
+/// Batches that may wait.
+const STACK: usize = 1024;
+
+/// File names in a batch.
+const BATCH: usize = 32;
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    file: OwnedFd,
+    path: PathBuf,
+    /// Its file system's device number; absent for the working directory, below which files are named.
+    pub(crate) device: Option<(u32, u32)>,
+    /// The only device number allowed below, if told to stay on one file system.
+    limit: Option<(u32, u32)>,
+}
+
+impl Directory {
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A name in a directory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) directory: &'a Directory,
+    pub(crate) name: &'a CStr,
+}
+
+impl Entry<'_> {
+    /// The path to show.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path.join(OsStr::from_bytes(self.name.to_bytes()))
+    }
+
+    /// Whether a file with these facts is out of bounds: mounted here from another file system.
+    pub(crate) fn is_elsewhere(&self, facts: &FileFacts) -> bool {
+        self.directory.limit.is_some_and(|limit| limit != facts.device)
+    }
+}
+
+/// What the walk comes across.
+#[derive(Debug)]
+pub(crate) enum Found<'a> {
+    /// A regular file.
+    File(Entry<'a>),
+    /// Something else that is no directory.
+    Other(Entry<'a>, Kind),
+    /// A directory that could not be read.
+    Failed(&'a Path, io::Error),
+}
+
+/// What is done with it.
+pub(crate) trait Visitor: Sync {
+    /// What each thread has for itself.
+    type Worker;
+
+    /// Makes a thread's own things.
+    fn worker(&self) -> Self::Worker;
+
+    /// Whether to go into a directory on another file system than its parent.
+    fn enter(&self, worker: &mut Self::Worker, directory: &Directory) -> bool;
+
+    /// Takes in what was found.
+    fn visit(&self, worker: &mut Self::Worker, found: Found<'_>);
+}
+
+/// Where to begin and how to go.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    roots: Vec<Job>,
+    jobs: usize,
+}
+
+impl Walk {
+    /// Looks at every path first: one that is missing is an error before anything is done.
+    pub(crate) fn new(paths: &[PathBuf], one_file_system: bool, jobs: Option<usize>) -> anyhow::Result<Self> {
+        // Directories that wait hold their parents open.
+        let _ = imara_linux::limits::raise_open_files();
+        let here =
+            Arc::new(Directory { file: dir::working_directory()?, path: PathBuf::new(), device: None, limit: None });
+        let mut roots = Vec::new();
+        for path in paths {
+            let name = CString::new(path.as_os_str().as_bytes()).context("a path cannot hold a NUL byte")?;
+            let kind = dir::kind_of(here.file(), &name).map_err(|error| {
+                let fix = "fix: name a file or directory that exists and may be looked at";
+                anyhow::anyhow!("{}: {} ({fix})", crate::words::shown(path), error.error)
+            })?;
+            let parent = Arc::clone(&here);
+            roots.push(match kind {
+                Kind::Directory => Job::Directory { parent, name, root: Some(one_file_system) },
+                Kind::File | Kind::Link | Kind::Pipe | Kind::Socket | Kind::Device | Kind::Unknown => {
+                    Job::One { parent, name, kind }
+                }
+            });
+        }
+        let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+        Ok(Self { roots, jobs })
+    }
+
+    /// Goes, and returns when everything has been visited.
+    pub(crate) fn run<V: Visitor>(self, visitor: &V) {
+        let stack = Stack::new(self.roots);
+        std::thread::scope(|scope| {
+            for _ in 1..self.jobs {
+                scope.spawn(|| Thread::new(&stack, visitor).run());
+            }
+            Thread::new(&stack, visitor).run();
+        });
+    }
+}
+
+/// A piece of work.
+#[derive(Debug)]
+enum Job {
+    /// A directory to read; `root` is present for one that was named, and says whether to stay on its file system.
+    Directory { parent: Arc<Directory>, name: CString, root: Option<bool> },
+    /// Files of one directory; each name ends with a NUL byte.
+    Files { directory: Arc<Directory>, names: Vec<u8> },
+    /// A single thing that was named.
+    One { parent: Arc<Directory>, name: CString, kind: Kind },
+}
+
+/// The work that waits, last in first out: deep before wide keeps it short.
+#[derive(Debug)]
+struct Stack {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    jobs: VecDeque<Job>,
+    /// Jobs waiting and in hand.
+    open: usize,
+}
+
+impl Stack {
+    fn new(roots: Vec<Job>) -> Self {
+        let open = roots.len();
+        // The first named is taken first.
+        Self { state: Mutex::new(State { jobs: roots.into_iter().rev().collect(), open }), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a job, or gives it back if there are too many.
+    fn push(&self, job: Job) -> Option<Job> {
+        let mut state = self.lock();
+        if state.jobs.len() >= STACK && matches!(job, Job::Files { .. }) {
+            return Some(job);
+        }
+        state.jobs.push_back(job);
+        state.open += 1;
+        drop(state);
+        self.changed.notify_one();
+        None
+    }
+
+    /// The next job; none when all are done.
+    fn pop(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_back() {
+                return Some(job);
+            }
+            if state.open == 0 {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A job that was popped is done.
+    fn done(&self) {
+        let mut state = self.lock();
+        state.open -= 1;
+        if state.open == 0 {
+            self.changed.notify_all();
+        }
+    }
+}
+
+struct Thread<'w, V: Visitor> {
+    stack: &'w Stack,
+    visitor: &'w V,
+    worker: V::Worker,
+    reader: DirectoryReader,
+}
+
+impl<'w, V: Visitor> Thread<'w, V> {
+    fn new(stack: &'w Stack, visitor: &'w V) -> Self {
+        Self { stack, visitor, worker: visitor.worker(), reader: DirectoryReader::default() }
+    }
+
+    fn run(mut self) {
+        while let Some(job) = self.stack.pop() {
+            match job {
+                Job::Directory { parent, name, root } => {
+                    let path = parent.path.join(OsStr::from_bytes(name.to_bytes()));
+                    if let Err(error) = self.directory(&parent, &name, &path, root) {
+                        self.visitor.visit(&mut self.worker, Found::Failed(&path, error));
+                    }
+                }
+                Job::Files { directory, names } => self.files(&directory, &names),
+                Job::One { parent, name, kind } => self.one(&parent, &name, kind),
+            }
+            self.stack.done();
+        }
+    }
+
+    fn directory(&mut self, parent: &Directory, name: &CStr, path: &Path, root: Option<bool>) -> io::Result<()> {
+        let file = dir::open_directory(parent.file(), name).map_err(|error| error.error)?;
+        let device = file::facts(file.as_fd()).map_err(|error| error.error)?.device;
+        let limit = if root == Some(true) { Some(device) } else { parent.limit };
+        if limit.is_some_and(|limit| limit != device) {
+            return Ok(());
+        }
+        let directory = Arc::new(Directory { file, path: path.to_owned(), device: Some(device), limit });
+        if root.is_none() && Some(device) != parent.device && !self.visitor.enter(&mut self.worker, &directory) {
+            return Ok(());
+        }
+        self.entries(&directory)
+    }
+
+    fn entries(&mut self, directory: &Arc<Directory>) -> io::Result<()> {
+        let Self { stack, visitor, worker, reader } = self;
+        let (mut names, mut count) = (Vec::new(), 0);
+        let result = reader.read(directory.file(), |name, kind| {
+            let entry = Entry { directory, name };
+            let kind = if kind == Kind::Unknown { dir::kind_of(directory.file(), name).unwrap_or(kind) } else { kind };
+            match kind {
+                Kind::File | Kind::Unknown => {
+                    names.extend_from_slice(name.to_bytes_with_nul());
+                    count += 1;
+                }
+                Kind::Directory => {
+                    let job = Job::Directory { parent: Arc::clone(directory), name: name.to_owned(), root: None };
+                    stack.push(job);
+                }
+                Kind::Link | Kind::Pipe | Kind::Socket | Kind::Device => {
+                    visitor.visit(worker, Found::Other(entry, kind));
+                }
+            }
+            if count == BATCH {
+                let full = std::mem::take(&mut names);
+                count = 0;
+                if let Some(Job::Files { directory, names }) =
+                    stack.push(Job::Files { directory: Arc::clone(directory), names: full })
+                {
+                    each_name(&names, |name| {
+                        visitor.visit(worker, Found::File(Entry { directory: &directory, name }));
+                    });
+                }
+            }
+        });
+        self.files(directory, &names);
+        result.map_err(|error| error.error)
+    }
+
+    fn files(&mut self, directory: &Directory, names: &[u8]) {
+        each_name(names, |name| self.visitor.visit(&mut self.worker, Found::File(Entry { directory, name })));
+    }
+
+    fn one(&mut self, parent: &Directory, name: &CStr, kind: Kind) {
+        let entry = Entry { directory: parent, name };
+        let found = if kind == Kind::File { Found::File(entry) } else { Found::Other(entry, kind) };
+        self.visitor.visit(&mut self.worker, found);
+    }
+}
+
+fn each_name(names: &[u8], mut each: impl FnMut(&CStr)) {
+    let mut rest = names;
+    while let Ok(name) = CStr::from_bytes_until_nul(rest) {
+        each(name);
+        rest = rest.get(name.count_bytes() + 1..).unwrap_or_default();
+    }
+}

@@ -1,0 +1,70 @@
+//! Why something could not be done with a file, in words, and what helps.
+
+use std::io;
+
+use imara_linux::dir::Kind;
+use imara_linux::xattr::{Refusal, XattrWriteError};
+
+use crate::content::ContentError;
+
+/// `EPERM`: the same on every architecture that Linux has.
+const NOT_PERMITTED: i32 = 1;
+
+/// `EIO`, likewise.
+const BROKEN: i32 = 5;
+
+/// What was found in the place of a regular file.
+pub(crate) const fn not_a_file(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Link => "a symbolic link, which is not followed (name what it points to)",
+        Kind::Pipe => "a named pipe, not a regular file",
+        Kind::Socket => "a socket, not a regular file",
+        Kind::Device => "a device, not a regular file",
+        Kind::Directory => "a directory, not a regular file",
+        Kind::File | Kind::Unknown => "not a regular file",
+    }
+}
+
+/// A file or directory could not be opened.
+pub(crate) fn not_opened(error: &io::Error) -> String {
+    let fix = if error.raw_os_error() == Some(NOT_PERMITTED) {
+        "; a guard in mode enforce refuses a file that is not what its label says (fix: `imara mode fix`, or stop the \
+         guard)"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        " (fix: run as root)"
+    } else {
+        ""
+    };
+    format!("cannot be opened: {error}{fix}")
+}
+
+/// A content could not be hashed.
+pub(crate) fn not_hashed(error: &ContentError) -> String {
+    match error {
+        ContentError::Call(error) if error.raw_os_error() == Some(BROKEN) => {
+            format!("cannot be read: {error} (fix: look at the kernel's log, the disk may be failing)")
+        }
+        ContentError::Call(error) => format!("cannot be read: {error}"),
+        ContentError::Changing => {
+            "changed each of the 3 times it was read, expected to find it at rest (fix: stop who \
+                                   writes to it, then again)"
+                .into()
+        }
+    }
+}
+
+/// A label could not be written.
+pub(crate) fn not_written(error: &XattrWriteError) -> String {
+    let fix = match error.refusal {
+        Refusal::NoSpace => "the file system has no room for the label; fix: make room",
+        Refusal::ReadOnly => "fix: mount -o remount,rw",
+        Refusal::NotPermitted => "fix: run as root; if it is immutable, chattr -i first",
+        Refusal::Unsupported => NO_LABELS,
+        _ => "expected it to be taken",
+    };
+    format!("its label cannot be written: {} ({fix})", error.error)
+}
+
+/// The file system has no extended attributes.
+pub(crate) const NO_LABELS: &str = "the file system keeps no security labels; fix: use one that does, such as ext4, xfs, btrfs or \
+                         tmpfs";
