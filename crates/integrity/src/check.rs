@@ -334,3 +334,6 @@ pub fn renew(label: LabelRead<'_>, content: &Digest, settings: Settings) -> Rene
 pub fn while_written(writable: Writable) -> Option<Pass> {
     writable.good.then(Pass::written_by_good_writer)
 }
+
+#[cfg(test)]
+mod tests;
