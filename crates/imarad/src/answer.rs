@@ -64,6 +64,14 @@ pub(crate) enum Hold {
     Unknown,
 }
 
+/// What is known when somebody has been answered.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    hold: Hold,
+    good: bool,
+    allowed: bool,
+}
+
 /// An opener that waits for its file's label to be repaired.
 #[derive(Debug)]
 pub(crate) struct Repair {
@@ -271,12 +279,13 @@ impl Guard {
         } else {
             self.counters.allowed += 1;
         }
-        self.remember(key, hold, good, allowed, outcome.evidence, answered.file);
+        self.remember(key, Held { hold, good, allowed }, outcome.evidence, answered.file);
     }
 
-    fn remember(&mut self, key: Key, hold: Hold, good: bool, allowed: bool, evidence: Option<Digest>, file: OwnedFd) {
+    fn remember(&mut self, key: Key, held: Held, evidence: Option<Digest>, file: OwnedFd) {
+        let Held { hold, good, allowed } = held;
         match (hold, evidence) {
-            (Hold::Lease, Some(digest)) => self.inodes.know(key, digest, file),
+            (Hold::Lease, Some(digest)) => self.know(key, digest, file),
             // Without evidence: a new file that has no label yet, or one that cannot be judged by content.
             (Hold::Unknown, _) if allowed && good => {
                 if self.take_lease(file.as_fd()) {
@@ -288,6 +297,12 @@ impl Guard {
             (Hold::Writer, _) if allowed => self.now_written(key, good),
             _ => {}
         }
+    }
+
+    /// Remembers a digest. The lease moves to a descriptor of our own mount, so that the public one is not kept busy.
+    pub(crate) fn know(&mut self, key: Key, digest: Digest, file: OwnedFd) {
+        let own = self.filesystems.reopen(key.device(), file.as_fd()).filter(|own| self.take_lease(own.as_fd()));
+        self.inodes.know(key, digest, own.unwrap_or(file));
     }
 
     fn now_written(&mut self, key: Key, good: bool) {

@@ -1,13 +1,15 @@
 //! The guarded file systems: what the policy wants to know of them, and their names in the log.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
 use imara_integrity::policy::{Decision, Policy};
+use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::file::FileFacts;
 use imara_linux::open_call::OpenCall;
+use imara_linux::private_mount::PrivateMount;
 
 /// One guarded file system.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(crate) struct Guarded {
     device: (u32, u32),
     /// Whether its mark is still there.
     pub(crate) marked: bool,
+    /// A mount of our own, through which remembered files are held without keeping the public one busy.
+    private: Option<PrivateMount>,
 }
 
 /// All of them.
@@ -34,7 +38,6 @@ pub(crate) struct FileSystems {
 impl FileSystems {
     /// Adds one; `mount` is an open descriptor of its mount point.
     pub(crate) fn add(&mut self, path: &Path, mount: &OwnedFd) -> anyhow::Result<()> {
-        use std::os::fd::AsFd as _;
         let facts = imara_linux::file::facts(mount.as_fd())?;
         let found = imara_linux::mounts::filesystem_of(mount.as_fd())?;
         let entry = imara_linux::mounts::mount_of_file(mount.as_fd())?;
@@ -42,12 +45,34 @@ impl FileSystems {
         let name = source.unwrap_or_else(|| found.name.clone());
         self.devices.insert(facts.device, self.guarded.len());
         self.devices.insert(entry.device, self.guarded.len());
-        self.guarded.push(Guarded { path: path.to_owned(), facts: found, name, device: entry.device, marked: true });
+        self.guarded.push(Guarded {
+            path: path.to_owned(),
+            facts: found,
+            name,
+            device: entry.device,
+            marked: true,
+            private: None,
+        });
         Ok(())
     }
 
     pub(crate) fn all(&self) -> &[Guarded] {
         &self.guarded
+    }
+
+    /// Makes each file system's mount of our own, where the kernel lets us, and takes it out of the guard's sight.
+    pub(crate) fn make_private(&mut self, group: &PermissionGroup, mounts: &[(PathBuf, OwnedFd)]) {
+        for (guarded, (_, mount)) in self.guarded.iter_mut().zip(mounts) {
+            let private = PrivateMount::of(mount.as_fd()).ok();
+            guarded.private =
+                private.filter(|private| group.ignore_mount(private.as_fd(), FsMask::OPEN.union(FsMask::EXEC)).is_ok());
+        }
+    }
+
+    /// The same file, open through the mount of our own.
+    pub(crate) fn reopen(&self, device: (u32, u32), file: BorrowedFd<'_>) -> Option<OwnedFd> {
+        let guarded = self.devices.get(&device).and_then(|index| self.guarded.get(*index))?;
+        guarded.private.as_ref()?.reopen(file).ok()
     }
 
     /// What the policy asks, over all the ways in which the file may be being opened: the strictest counts.
@@ -106,12 +131,12 @@ impl FileSystems {
     }
 
     /// Devices of guarded file systems that are mounted nowhere any more: what is remembered of them keeps them busy.
-    pub(crate) fn unmounted(&self) -> Vec<(u32, u32)> {
+    pub(crate) fn take_unmounted(&mut self) -> Vec<(u32, u32)> {
         let Ok(mounts) = imara_linux::mounts::mounts() else { return Vec::new() };
-        let mounted = |index: &usize| {
-            self.guarded.get(*index).is_some_and(|fs| mounts.iter().any(|mount| mount.device == fs.device))
-        };
-        self.devices.iter().filter(|(_, index)| !mounted(index)).map(|(device, _)| *device).collect()
+        let unmounted = |fs: &Guarded| !mounts.iter().any(|mount| mount.device == fs.device);
+        self.guarded.iter_mut().filter(|fs| unmounted(fs)).for_each(|fs| fs.private = None);
+        let of = |index: &usize| self.guarded.get(*index).is_some_and(unmounted);
+        self.devices.iter().filter(|(_, index)| of(index)).map(|(device, _)| *device).collect()
     }
 
     /// File systems that have gone, and their marks with them; each is told once. `marked` is what the kernel lists.

@@ -33,6 +33,13 @@ pub(crate) struct Key {
     born: Option<Time>,
 }
 
+impl Key {
+    /// The device, as the file shows it.
+    pub(crate) const fn device(&self) -> (u32, u32) {
+        self.device
+    }
+}
+
 impl From<&FileFacts> for Key {
     fn from(facts: &FileFacts) -> Self {
         Self { device: facts.device, inode: facts.inode, born: facts.born }

@@ -223,7 +223,7 @@ impl Guard {
             self.counters.renewed += 1;
         }
         match whose {
-            Renewing::For(file) => self.inodes.know(key, digest, file),
+            Renewing::For(file) => self.know(key, digest, file),
             Renewing::Asked(ask) => self.judge(*ask, Hold::Lease, Some(digest)),
         }
     }

@@ -281,7 +281,7 @@ impl Guard {
 
     /// A file system that is mounted nowhere any more: what is remembered of it is given back, so that it can go.
     fn mounts_changed(&mut self) {
-        let unmounted = self.filesystems.unmounted();
+        let unmounted = self.filesystems.take_unmounted();
         self.inodes.forget_device(|device| unmounted.contains(&device));
         self.say_what_has_gone();
     }

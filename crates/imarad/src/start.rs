@@ -87,6 +87,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     for (path, mount) in &opened {
         filesystems.add(path, mount)?;
     }
+    filesystems.make_private(&group, &opened);
     let capacity = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(REMEMBERED);
     warn_about_unseen_hooks(&policy, &log);
     let guard = Guard {

@@ -151,7 +151,7 @@ impl PermissionGroup {
     /// # Errors
     /// `EPERM`, `ENOSPC`, `EBADF` (an `O_PATH` descriptor), `EINVAL` (the file system does not support it), or closed.
     pub fn mark_filesystem(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
-        self.mark(libc::FAN_MARK_ADD, mount, what)
+        self.mark(libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM, mount, what)
     }
 
     /// Takes such events back; waiters already in the queue stay there and must be answered.
@@ -159,12 +159,24 @@ impl PermissionGroup {
     /// # Errors
     /// `ENOENT` if there was no mark, or closed.
     pub fn unmark_filesystem(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
-        self.mark(libc::FAN_MARK_REMOVE, mount, what)
+        self.mark(libc::FAN_MARK_REMOVE | libc::FAN_MARK_FILESYSTEM, mount, what)
+    }
+
+    /// Asks for no such events of files that are opened through this mount, whatever its file system's mark says.
+    ///
+    /// # Errors
+    /// `EPERM`, or closed.
+    pub fn ignore_mount(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
+        let ignore = libc::FAN_MARK_ADD
+            | libc::FAN_MARK_MOUNT
+            | libc::FAN_MARK_IGNORED_MASK
+            | libc::FAN_MARK_IGNORED_SURV_MODIFY;
+        self.mark(ignore, mount, what)
     }
 
     fn mark(&self, action: u32, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
         self.fd
-            .with(|group| sys::fanotify_mark(group, action | libc::FAN_MARK_FILESYSTEM, what.0, mount))
+            .with(|group| sys::fanotify_mark(group, action, what.0, mount))
             .ok_or(FanotifyError::Closed)?
             .map_err(|error| CallError::new("fanotify_mark", mount, error).into())
     }

@@ -16,6 +16,7 @@ pub mod lock;
 pub mod mounts;
 pub mod notify;
 pub mod open_call;
+pub mod private_mount;
 pub mod signals;
 mod sys;
 pub mod task;

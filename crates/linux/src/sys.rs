@@ -194,6 +194,23 @@ pub(crate) fn handle_of(fd: BorrowedFd<'_>, flags: c_int) -> io::Result<(i32, us
     Ok((buffer.kind, length, buffer.handle))
 }
 
+/// `open_by_handle_at(mount, handle, flags)`; the handle is what [`handle_of`] gave.
+pub(crate) fn open_handle(
+    mount: BorrowedFd<'_>,
+    (kind, length, handle): (i32, usize, [u8; MAX_HANDLE]),
+    flags: c_int,
+) -> io::Result<OwnedFd> {
+    let mut buffer = HandleBuffer { bytes: 0, kind, handle };
+    buffer.bytes = c_uint::try_from(length.min(MAX_HANDLE)).map_err(io::Error::other)?;
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: `buffer` has the layout of `struct file_handle` with at least `bytes` bytes behind it, and outlives the call.
+    let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), ptr::from_mut(&mut buffer).cast(), flags) };
+    checked(fd)?;
+    // NEEDED: the descriptor is to be closed by its owner.
+    // SAFETY: the call has just made it, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// `fsid` of `fstatfs(2)`, as two integers.
 pub(crate) fn fsid(fd: BorrowedFd<'_>) -> io::Result<[i32; 2]> {
     let mut facts = MaybeUninit::<libc::statfs>::zeroed();
