@@ -10,6 +10,7 @@ use imara_integrity::appraise::LabelRead;
 use imara_integrity::digest::Digest;
 use imara_integrity::label::{EvmLabel, ImaLabel, SignatureHeader, SignatureLabel, algorithm_asked};
 use imara_integrity::policy::Family;
+use imara_linux::dir::Kind;
 use imara_linux::hash::FileHasher;
 use imara_linux::xattr;
 use serde::Serialize;
@@ -53,9 +54,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     for path in &arguments.files {
         let inspection = inspect(path, &rules, leases)?;
         if arguments.json {
-            screen::print_json(&inspection);
+            screen::print_json(&inspection)?;
         } else {
-            screen::print(&text(path, &inspection));
+            screen::print(&text(path, &inspection))?;
         }
     }
     Ok(Ended::Fine)
@@ -101,6 +102,9 @@ struct Answer {
 }
 
 fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspection> {
+    if path.is_symlink() {
+        bail!("{}: {}", shown(path), why::not_a_file(Kind::Link));
+    }
     let mut opened =
         leases.open_path(path).map_err(|error| anyhow::anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
     if !opened.facts.is_regular() {
