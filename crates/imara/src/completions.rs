@@ -15,6 +15,6 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut crate::Arguments::command(), "imara", &mut script);
-    screen::print(&String::from_utf8_lossy(&script));
+    screen::print(&String::from_utf8_lossy(&script))?;
     Ok(Ended::Fine)
 }

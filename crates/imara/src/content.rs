@@ -3,8 +3,11 @@
 //! While we hold a read lease nobody writes. Where none can be had, the file is looked at before and after; if it moved,
 //! it is hashed again.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -64,6 +67,14 @@ impl Leases {
     /// Opens a file that was found.
     pub(crate) fn open(self, entry: Entry<'_>) -> io::Result<Opened> {
         let file = dir::open_file(entry.directory.file(), entry.name).map_err(|error| error.error)?;
+        self.take(file)
+    }
+
+    /// Opens a file by its path.
+    pub(crate) fn open_path(self, path: &Path) -> io::Result<Opened> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let here = dir::working_directory().map_err(|error| error.source)?;
+        let file = dir::open_file(here.as_fd(), &name).map_err(|error| error.source)?;
         self.take(file)
     }
 

@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
     let walk = Walk::new(&arguments.paths, arguments.one_file_system, arguments.jobs.map(usize::from))?;
     labelling.screen.expect(&arguments.paths);
     labelling.screen.during(|| walk.run(&labelling));
-    labelling.sum_up();
+    labelling.sum_up()?;
     Ok(if labelling.counts.failed.load(Ordering::Relaxed) > 0 { Ended::Failed } else { Ended::Fine })
 }
 
@@ -306,7 +306,7 @@ impl Labelling {
         self.screen.json(&Line { path: path.into(), action, digest, reason });
     }
 
-    fn sum_up(&self) {
+    fn sum_up(&self) -> anyhow::Result<()> {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let summary = Summary {
             labelled: load(&self.counts.labelled),
@@ -335,7 +335,7 @@ impl Labelling {
                 "labelled {labelled}, unchanged {unchanged}, skipped {skipped}, failed {failed}; {bytes}; {seconds:.1} s{note}"
             ));
         }
-        self.screen.flush();
+        self.screen.finish()
     }
 }
 

@@ -94,7 +94,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(ended) => ended.into(),
         Err(error) => {
-            screen::complain(&format!("{error:#}"));
+            screen::give_up(&error);
             ExitCode::from(2)
         }
     }

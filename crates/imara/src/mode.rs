@@ -19,6 +19,6 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     let answer = arguments.guard.ask(&json!({ "command": "mode", "mode": arguments.mode.name() }))?;
     let before = answer.get("before").and_then(Value::as_str).unwrap_or("unknown");
-    screen::print(&format!("mode {} (before: {before})\n", arguments.mode));
+    screen::print(&format!("mode {} (before: {before})\n", arguments.mode))?;
     Ok(Ended::Fine)
 }

@@ -18,6 +18,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     let released = answer.get("released").and_then(Value::as_u64).unwrap_or(0);
     screen::print(&format!(
         "released {released} files; what is unmounted now is no longer busy because of the guard\n"
-    ));
+    ))?;
     Ok(Ended::Fine)
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::words;
@@ -23,16 +24,36 @@ pub(crate) fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "imara: {line}");
 }
 
+/// Prints why the program could not run, each cause once.
+pub(crate) fn give_up(error: &anyhow::Error) {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // The errors of calls tell their cause themselves.
+        if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    complain(&line);
+}
+
 /// Prints text to standard output.
-pub(crate) fn print(text: &str) {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
 /// Prints one line of JSON to standard output.
-pub(crate) fn print_json(value: &impl Serialize) {
-    if let Ok(text) = serde_json::to_string(value) {
-        print(&(text + "\n"));
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string(value)? + "\n"))
+}
+
+/// What became of printing: a reader that went away does not matter, a full disk does.
+fn printed(result: io::Result<()>) -> anyhow::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot print to standard output, so the result is not complete")
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -66,7 +87,8 @@ pub(crate) struct Screen {
 #[derive(Debug)]
 struct Out {
     stream: io::BufWriter<io::Stdout>,
-    gone: bool,
+    /// The first failure; nothing is printed after it.
+    gone: Option<io::Error>,
 }
 
 /// The state of the moving line.
@@ -79,7 +101,7 @@ struct Moving {
 impl Screen {
     pub(crate) fn new() -> Self {
         Self {
-            out: Mutex::new(Out { stream: io::BufWriter::with_capacity(64 << 10, io::stdout()), gone: false }),
+            out: Mutex::new(Out { stream: io::BufWriter::with_capacity(64 << 10, io::stdout()), gone: None }),
             moving: Mutex::default(),
             stop: Condvar::new(),
             terminal: io::stderr().is_terminal(),
@@ -109,10 +131,10 @@ impl Screen {
     fn write(&self, write: impl FnOnce(&mut io::BufWriter<io::Stdout>) -> io::Result<()>) {
         let moving = self.hide();
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        if !out.gone {
+        if out.gone.is_none() {
             // On a terminal lines and complaints should appear in their order.
             let written = write(&mut out.stream).and_then(|()| if self.terminal { out.stream.flush() } else { Ok(()) });
-            out.gone = written.is_err();
+            out.gone = written.err();
         }
         drop(moving);
     }
@@ -149,12 +171,11 @@ impl Screen {
         drop(self.hide());
     }
 
-    /// Sends out what was printed. To be called at the end.
-    pub(crate) fn flush(&self) {
+    /// Sends out what was printed, and tells whether all of it could be. To be called at the end.
+    pub(crate) fn finish(&self) -> anyhow::Result<()> {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        if !out.gone {
-            out.gone = out.stream.flush().is_err();
-        }
+        let failed = out.gone.take();
+        printed(failed.map_or_else(|| out.stream.flush(), Err))
     }
 
     /// Guesses the number of files to come: known if every path is a whole file system that counts its inodes.

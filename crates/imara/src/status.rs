@@ -21,9 +21,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     let status = arguments.guard.ask(&json!({ "command": "status" }))?;
     if arguments.json {
-        screen::print_json(&status);
+        screen::print_json(&status)?;
     } else {
-        screen::print(&text(&status));
+        screen::print(&text(&status))?;
     }
     Ok(Ended::Fine)
 }

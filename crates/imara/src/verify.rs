@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
     let walk = Walk::new(&arguments.paths, arguments.one_file_system, arguments.jobs.map(usize::from))?;
     verifying.screen.expect(&arguments.paths);
     verifying.screen.during(|| walk.run(&verifying));
-    verifying.sum_up();
+    verifying.sum_up()?;
     Ok(if verifying.counts.failed.load(Ordering::Relaxed) > 0 { Ended::Failed } else { Ended::Fine })
 }
 
@@ -274,7 +274,7 @@ impl Verifying {
         }
     }
 
-    fn sum_up(&self) {
+    fn sum_up(&self) -> anyhow::Result<()> {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let (passed, failed) = (load(&self.counts.passed), load(&self.counts.failed));
         let (not_appraised, skipped) = (load(&self.counts.not_appraised), load(&self.counts.skipped));
@@ -292,6 +292,6 @@ impl Verifying {
                 self.screen.seconds()
             ));
         }
-        self.screen.flush();
+        self.screen.finish()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use imara_integrity::appraise::{Cause, LabelRead};
+use imara_integrity::digest::Digest;
 use imara_linux::dir::Kind;
 use imara_linux::xattr::{Refusal, XattrWriteError};
 
@@ -60,7 +62,7 @@ pub(crate) fn not_written(error: &XattrWriteError) -> String {
         Refusal::ReadOnly => "fix: mount -o remount,rw",
         Refusal::NotPermitted => "fix: run as root; if it is immutable, chattr -i first",
         Refusal::Unsupported => NO_LABELS,
-        _ => "expected it to be taken",
+        Refusal::Absent | Refusal::Other | _ => "expected it to be taken",
     };
     format!("its label cannot be written: {} ({fix})", error.error)
 }
@@ -68,3 +70,30 @@ pub(crate) fn not_written(error: &XattrWriteError) -> String {
 /// The file system has no extended attributes.
 pub(crate) const NO_LABELS: &str = "the file system keeps no security labels; fix: use one that does, such as ext4, xfs, btrfs or \
                          tmpfs";
+
+/// A denial in words, and what would help if the content is meant.
+pub(crate) fn denied(cause: Cause, label: LabelRead<'_>, digest: &Digest) -> String {
+    const RELABEL: &str = "fix, if the content is meant: imara label";
+    match cause {
+        Cause::MissingHash => format!("it has no label ({RELABEL})"),
+        Cause::InvalidHash => format!("the content gives {digest}, the label says something else ({RELABEL})"),
+        Cause::ImaSignatureRequired => "the rule asks for a signature, the label is none (fix: sign the file)".into(),
+        Cause::VeritySignatureRequired => {
+            "the rule asks for a signature of the fs-verity digest, the label is none (fix: sign the file)".into()
+        }
+        Cause::InvalidSignature | Cause::InvalidVeritySignature => {
+            "the signature is made with a key that is not known here".into()
+        }
+        Cause::InvalidSignatureVersion => "the signature has a version that does not belong here".into(),
+        Cause::UnknownImaData => {
+            let kind = label.bytes().and_then(<[u8]>::first).copied().unwrap_or_default();
+            format!("the label's type {kind:#04x} has no meaning (expected 0x01, 0x03, 0x04 or 0x06; {RELABEL})")
+        }
+        Cause::DeniedHashAlgorithm => {
+            format!("the rule does not allow {} (fix: imara label --hash with one that it lists)", digest.algorithm())
+        }
+        Cause::NoVerityDigest => "the rule asks for an fs-verity digest and the file has none".into(),
+        Cause::NoXattrSupport => NO_LABELS.into(),
+        Cause::Unknown | Cause::Unjudged => "the label could not be judged".into(),
+    }
+}

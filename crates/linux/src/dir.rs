@@ -85,11 +85,16 @@ pub fn open_file(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Call
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let open = |flags| rustix::fs::openat(directory, name, flags, Mode::empty());
     match open(flags | OFlags::NOATIME) {
-        // The file is somebody else's and CAP_FOWNER is missing; or a guard refuses, which the second call will show.
-        Err(Errno::PERM) => open(flags),
+        // Either the file is somebody else's and CAP_FOWNER is missing, or a guard refuses, who should not be asked twice.
+        Err(Errno::PERM) if !is_ours(directory, name) => open(flags),
         result => result,
     }
     .map_err(|error| CallError::new("openat", directory, error))
+}
+
+fn is_ours(directory: BorrowedFd<'_>, name: &CStr) -> bool {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|facts| facts.st_uid == rustix::process::geteuid().as_raw())
 }
 
 /// Memory for reading directories; make one a thread and use it again.

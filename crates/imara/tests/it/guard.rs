@@ -1,0 +1,152 @@
+//! `imara guard`, and the verbs that talk to a guard; here the guard is a stand-in.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use imara_linux::control::Listener;
+use serde_json::{Value, json};
+
+use crate::fixture::{Copied, Ran, imara, imara_words};
+
+/// A daemon that tells its arguments and ends with 7.
+const STAND_IN: &str = "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done\nexit 7\n";
+
+fn with_stand_in(name: &str) -> Copied {
+    let copied = Copied::new(name);
+    let daemon = copied.directory.join("imarad");
+    fs::write(&daemon, STAND_IN).unwrap();
+    fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755)).unwrap();
+    copied
+}
+
+#[test]
+fn guard_becomes_the_daemon_beside_it_with_the_same_arguments() {
+    let copied = with_stand_in("guard");
+    let run = |arguments: &[&str]| -> Ran {
+        let mut command = Command::new(&copied.program);
+        command.env_remove("IMARA_RUN_DIR").current_dir("/").arg("guard").args(arguments).output().unwrap().into()
+    };
+    let plain = run(&["/"]);
+    assert_eq!(
+        plain.out,
+        "[--mode][enforce][--hash][sha256][--policy][builtin:appraise_tcb][--run-dir][/run/imara][--][/]"
+    );
+    assert_eq!((plain.code, plain.err.as_str()), (Some(7), ""));
+    let full =
+        run(&["--mode", "log", "--hash", "sha512", "--policy", "builtin:tcb", "--run-dir", "/x y", "/", "/proc"]);
+    assert_eq!(full.out, "[--mode][log][--hash][sha512][--policy][builtin:tcb][--run-dir][/x y][--][/][/proc]");
+}
+
+#[test]
+fn guard_refuses_what_cannot_be_meant_before_it_becomes_anything() {
+    let copied = with_stand_in("refuse");
+    for (arguments, word) in [
+        (&["--mode", "permissive", "/"][..], "permissive"),
+        (&["--hash", "sha257", "/"], "sha257"),
+        (&["--policy", "builtin:nothing", "/"], "unknown built-in policy \"nothing\""),
+        (&["--policy", "/nonexistent/policy", "/"], "cannot read the policy /nonexistent/policy"),
+        (&["/nonexistent/mount"], "/nonexistent/mount: cannot be guarded"),
+        (&["/proc/version"], "/proc/version: not a directory"),
+        (&[], "MOUNT"),
+    ] {
+        let ran: Ran = Command::new(&copied.program).arg("guard").args(arguments).output().unwrap().into();
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(ran.err.contains(word), "{arguments:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_directory_that_is_no_mount_point_is_told_about() {
+    let copied = with_stand_in("nomount");
+    let ran: Ran = Command::new(&copied.program).args(["guard", "/proc/sys/kernel"]).output().unwrap().into();
+    assert_eq!(ran.code, Some(7), "{}", ran.err);
+    assert!(
+        ran.err.contains("/proc/sys/kernel is no mount point: all of its file system, mounted on /proc"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn without_a_guard_the_verbs_end_with_two_and_the_fix() {
+    for arguments in [&["status"][..], &["status", "--json"], &["mode", "log"], &["release"]] {
+        let ran = imara_words(&[arguments, &["--run-dir", "/nonexistent/run"]].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(ran.err.starts_with("imara: no guard answers at /nonexistent/run/control (fix: "), "{}", ran.err);
+    }
+}
+
+/// Answers one connection with one line, and gives back what was asked.
+struct Guard {
+    directory: PathBuf,
+    thread: Option<JoinHandle<io::Result<Value>>>,
+}
+
+impl Guard {
+    fn new(name: &str, answer: Value) -> Self {
+        let directory = std::env::temp_dir().join(format!("imara-run-{name}-{}", std::process::id()));
+        let listener = Listener::bind(&directory.join("control")).unwrap();
+        let thread = std::thread::spawn(move || {
+            for _ in 0..1000 {
+                if let Some((mut connection, _)) = listener.accept(Duration::from_secs(5)).map_err(io::Error::other)? {
+                    let asked = connection.receive().map_err(io::Error::other)?.unwrap_or_default();
+                    connection.send(answer.to_string().as_bytes()).map_err(io::Error::other)?;
+                    return Ok(serde_json::from_slice(&asked)?);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(io::Error::other("nobody asked"))
+        });
+        Self { directory, thread: Some(thread) }
+    }
+
+    fn asked(&mut self) -> Value {
+        self.thread.take().unwrap().join().unwrap().unwrap()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.directory));
+    }
+}
+
+#[test]
+fn mode_and_release_ask_and_tell_the_answer() {
+    let mut guard = Guard::new("mode", json!({ "ok": true, "before": "log", "mode": "enforce" }));
+    let ran = imara(&[&"mode", &"enforce", &"--run-dir", &guard.directory]);
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(0), "mode enforce (before: log)\n", ""));
+    assert_eq!(guard.asked(), json!({ "command": "mode", "mode": "enforce" }));
+
+    let mut guard = Guard::new("release", json!({ "ok": true, "released": 12 }));
+    let ran = imara(&[&"release", &"--run-dir", &guard.directory]);
+    assert!(ran.out.starts_with("released 12 files"), "{ran:?}");
+    assert_eq!((ran.code, guard.asked()), (Some(0), json!({ "command": "release" })));
+}
+
+#[test]
+fn status_passes_the_answer_on_and_the_environment_names_the_guard() {
+    let answer = json!({ "mode": "log", "pid": 7, "mounts": [] });
+    let mut guard = Guard::new("status", answer.clone());
+    let mut command = crate::fixture::command();
+    let output = command.env("IMARA_RUN_DIR", &guard.directory).args(["status", "--json"]).output().unwrap();
+    let ran = Ran::from(output);
+    assert_eq!((ran.code, ran.json()), (Some(0), vec![answer]));
+    assert_eq!(guard.asked(), json!({ "command": "status" }));
+
+    let guard = Guard::new("text", json!({ "mode": "log", "pid": 7 }));
+    let ran = imara(&[&"status", &"--run-dir", &guard.directory]);
+    assert!(ran.out.starts_with("mode        log\n"), "{}", ran.out);
+}
+
+#[test]
+fn a_refusal_of_the_guard_is_told_and_ends_with_two() {
+    let guard = Guard::new("refusal", json!({ "ok": false, "error": "the guard is too busy; ask again" }));
+    let ran = imara(&[&"mode", &"log", &"--run-dir", &guard.directory]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(2), "imara: the guard refuses: the guard is too busy; ask again\n"));
+}
