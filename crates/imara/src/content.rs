@@ -73,8 +73,8 @@ impl Leases {
     /// Opens a file by its path.
     pub(crate) fn open_path(self, path: &Path) -> io::Result<Opened> {
         let name = CString::new(path.as_os_str().as_bytes())?;
-        let here = dir::working_directory().map_err(|error| error.source)?;
-        let file = dir::open_file(here.as_fd(), &name).map_err(|error| error.source)?;
+        let here = dir::working_directory().map_err(|error| error.error)?;
+        let file = dir::open_file(here.as_fd(), &name).map_err(|error| error.error)?;
         self.take(file)
     }
 
