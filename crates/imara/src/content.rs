@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use imara_integrity::appraise::LabelRead;
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_linux::dir;
+use imara_linux::error::CallError;
 use imara_linux::file::{self, FileFacts};
 use imara_linux::hash::FileHasher;
 use imara_linux::lease::{self, LeaseSignal, LeaseSignals, Taken};
@@ -149,15 +150,16 @@ impl Opened {
         progress: &AtomicU64,
     ) -> Result<Option<Digest>, ContentError> {
         wait_for_tick(self.facts.changed);
-        let mut once = || hasher.hash(self.file.as_fd(), algorithm, progress);
-        let call = |error: imara_linux::error::CallError| ContentError::Call(error.source);
-        let first = once().map_err(call)?;
+        let call = |error: CallError| ContentError::Call(error.source);
+        // Not to the end as it is found: that of a log that is being written would never come.
+        let mut once = || hasher.hash_sized(self.file.as_fd(), algorithm, self.facts.size, progress).map_err(call);
+        let first = once()?;
         // Stores through a mapping change no time; but what is torn once is hardly torn the same way twice.
-        let second = if self.hold == Hold::Writer { once().map_err(call)? } else { first };
+        let second = if self.hold == Hold::Writer { once()? } else { first };
         let after = file::facts(self.file.as_fd()).map_err(call)?;
         let same = first == second && (after.changed, after.size) == (self.facts.changed, self.facts.size);
         self.facts = after;
-        Ok(same.then_some(first))
+        Ok(first.filter(|_| same))
     }
 }
 
@@ -168,4 +170,69 @@ fn wait_for_tick(changed: file::Time) {
     // An error: the change lies in the future, and waiting for it could take for ever.
     let age = SystemTime::now().duration_since(changed).unwrap_or_default();
     std::thread::sleep(TICK.saturating_sub(age));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+
+    /// A file with this content, that nobody else has; gone when dropped.
+    struct Scratch(std::path::PathBuf);
+
+    impl Scratch {
+        fn new(name: &str, content: &[u8]) -> Self {
+            let path = std::env::temp_dir().join(format!("imara-content-{name}-{}", std::process::id()));
+            std::fs::write(&path, content).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            drop(std::fs::remove_file(&self.0));
+        }
+    }
+
+    fn digest(opened: &mut Opened) -> (Digest, u64) {
+        let read = AtomicU64::new(0);
+        let digest = opened.digest(&mut FileHasher::default(), HashAlgorithm::Sha256, &read).unwrap();
+        (digest, read.into_inner())
+    }
+
+    fn of(content: &[u8]) -> Digest {
+        Digest::of(HashAlgorithm::Sha256, content)
+    }
+
+    #[test]
+    fn a_file_at_rest_is_leased_and_read_once() {
+        let scratch = Scratch::new("rest", &[7; 200_000]);
+        let mut opened = Leases::new().unwrap().open_path(&scratch.0).unwrap();
+        assert!(matches!(opened.hold, Hold::Lease(_)), "{opened:?}");
+        assert_eq!(digest(&mut opened), (of(&[7; 200_000]), 200_000));
+    }
+
+    #[test]
+    fn a_file_that_somebody_writes_is_read_twice() {
+        let scratch = Scratch::new("writer", b"12345");
+        let writer = OpenOptions::new().write(true).open(&scratch.0).unwrap();
+        let mut opened = Leases::new().unwrap().open_path(&scratch.0).unwrap();
+        assert_eq!(opened.hold, Hold::Writer);
+        assert_eq!(digest(&mut opened), (of(b"12345"), 10));
+        drop(writer);
+    }
+
+    #[test]
+    fn a_file_that_moved_since_it_was_looked_at_is_read_again() {
+        for (before, after) in [(&b"123"[..], &b"12345"[..]), (b"12345", b"1"), (b"", b"x"), (b"x", b"")] {
+            let scratch = Scratch::new("moved", before);
+            let mut writer = OpenOptions::new().write(true).open(&scratch.0).unwrap();
+            let mut opened = Leases::new().unwrap().open_path(&scratch.0).unwrap();
+            writer.set_len(0).unwrap();
+            writer.write_all(after).unwrap();
+            assert_eq!(digest(&mut opened).0, of(after), "{before:?}");
+            assert_eq!(opened.facts.size, u64::try_from(after.len()).unwrap());
+        }
+    }
 }
