@@ -17,7 +17,7 @@ use imara_linux::dir;
 use imara_linux::file::{self, FileFacts};
 use imara_linux::hash::{FileHasher, HashError};
 use imara_linux::lease::{self, LeaseSignal, LeaseSignals, Taken};
-use imara_linux::xattr::{self, Found};
+use imara_linux::xattr;
 
 use crate::walk::Entry;
 
@@ -106,12 +106,7 @@ impl Opened {
 
     /// The value of `security.ima`, read into `buffer`.
     pub(crate) fn label<'b>(&self, buffer: &'b mut Vec<u8>) -> LabelRead<'b> {
-        match xattr::read_all(self.file(), xattr::IMA, buffer) {
-            Ok(Found::Value(_)) => LabelRead::Value(buffer),
-            Ok(Found::Absent) => LabelRead::Absent,
-            Ok(Found::Unsupported) => LabelRead::Unsupported,
-            Err(_) => LabelRead::Failed,
-        }
+        xattr::read_label(self.file(), xattr::IMA, buffer)
     }
 
     /// The digest of the content. When this returns, the file has, or has just had, exactly that content.
@@ -176,4 +171,69 @@ fn wait_for_tick(changed: file::Time) {
     // An error: the change lies in the future, and waiting for it could take for ever.
     let age = SystemTime::now().duration_since(changed).unwrap_or_default();
     std::thread::sleep(TICK.saturating_sub(age));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+
+    /// A file with this content, that nobody else has; gone when dropped.
+    struct Scratch(std::path::PathBuf);
+
+    impl Scratch {
+        fn new(name: &str, content: &[u8]) -> Self {
+            let path = std::env::temp_dir().join(format!("imara-content-{name}-{}", std::process::id()));
+            std::fs::write(&path, content).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            drop(std::fs::remove_file(&self.0));
+        }
+    }
+
+    fn digest(opened: &mut Opened) -> (Digest, u64) {
+        let read = AtomicU64::new(0);
+        let digest = opened.digest(&mut FileHasher::default(), HashAlgorithm::Sha256, &read).unwrap();
+        (digest, read.into_inner())
+    }
+
+    fn of(content: &[u8]) -> Digest {
+        Digest::of(HashAlgorithm::Sha256, content)
+    }
+
+    #[test]
+    fn a_file_at_rest_is_leased_and_read_once() {
+        let scratch = Scratch::new("rest", &[7; 200_000]);
+        let mut opened = Leases::new().unwrap().open_path(&scratch.0).unwrap();
+        assert!(matches!(opened.hold, Hold::Lease(_)), "{opened:?}");
+        assert_eq!(digest(&mut opened), (of(&[7; 200_000]), 200_000));
+    }
+
+    #[test]
+    fn a_file_that_somebody_writes_is_read_twice() {
+        let scratch = Scratch::new("writer", b"12345");
+        let writer = OpenOptions::new().write(true).open(&scratch.0).unwrap();
+        let mut opened = Leases::new().unwrap().open_path(&scratch.0).unwrap();
+        assert_eq!(opened.hold, Hold::Writer);
+        assert_eq!(digest(&mut opened), (of(b"12345"), 10));
+        drop(writer);
+    }
+
+    #[test]
+    fn a_file_that_moved_since_it_was_looked_at_is_read_again() {
+        for (before, after) in [(&b"123"[..], &b"12345"[..]), (b"12345", b"1"), (b"", b"x"), (b"x", b"")] {
+            let scratch = Scratch::new("moved", before);
+            let mut writer = OpenOptions::new().write(true).open(&scratch.0).unwrap();
+            let mut opened = Leases::new().unwrap().open_path(&scratch.0).unwrap();
+            writer.set_len(0).unwrap();
+            writer.write_all(after).unwrap();
+            assert_eq!(digest(&mut opened).0, of(after), "{before:?}");
+            assert_eq!(opened.facts.size, u64::try_from(after.len()).unwrap());
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! `imara guard`: becomes `imarad`, which guards in the foreground.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,11 +49,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         check_mount(mount)?;
     }
     let daemon = find()?;
+    // Joined, because a value may begin with a dash.
+    let joined = |option: &str, value: &OsStr| {
+        let mut word = OsString::from(option);
+        word.push(value);
+        word
+    };
     let error = Command::new(&daemon)
-        .args(["--mode", arguments.mode.name(), "--hash", arguments.hash.name(), "--policy"])
-        .arg(&arguments.policy)
-        .arg("--run-dir")
-        .arg(&arguments.run.run_dir)
+        .args(["--mode", arguments.mode.name(), "--hash", arguments.hash.name()])
+        .arg(joined("--policy=", &arguments.policy))
+        .arg(joined("--run-dir=", arguments.run.run_dir.as_os_str()))
         .arg("--")
         .args(&arguments.mounts)
         .exec();

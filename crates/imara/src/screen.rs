@@ -190,8 +190,8 @@ impl Screen {
         let mut wait = PATIENCE;
         let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let (guard, _) = self.stop.wait_timeout(moving, wait).unwrap_or_else(PoisonError::into_inner);
-            moving = guard;
+            let waited = self.stop.wait_timeout_while(moving, wait, |moving| !moving.over);
+            (moving, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if moving.over {
                 return;
             }
@@ -210,14 +210,18 @@ impl Screen {
     }
 }
 
-/// The moving line: `12345 files, 1.2 GB (8000 files/s, 700.0 MB/s), 34 s left`.
+/// The moving line: `[####------] 12345 files 1.2 GB, 8000 files/s 700.0 MB/s, 34 s left`; short enough for 80 columns.
 fn picture(files: u64, bytes: u64, expected: u64, elapsed: Duration) -> String {
+    const CELLS: u64 = 10;
     let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
     let rate = |count: u64| u64::try_from(u128::from(count) * 1000 / u128::from(millis)).unwrap_or(u64::MAX);
     let mut line =
-        format!("{files} files, {} ({} files/s, {}/s)", words::bytes(bytes), rate(files), words::bytes(rate(bytes)));
-    if let (Some(left), 1..) = (expected.checked_sub(files), rate(files)) {
-        line += &format!(", about {} s left", left.div_ceil(rate(files)));
+        format!("{files} files {}, {} files/s {}/s", words::bytes(bytes), rate(files), words::bytes(rate(bytes)));
+    let Some(left) = expected.checked_sub(files).filter(|_| expected > 0) else { return line };
+    let full = usize::try_from(u128::from(files) * u128::from(CELLS) / u128::from(expected)).unwrap_or(0);
+    line = format!("[{:-<10}] {line}", "#".repeat(full));
+    if rate(files) > 0 {
+        line += &format!(", {} s left", left.div_ceil(rate(files)));
     }
     line
 }
@@ -229,8 +233,14 @@ mod tests {
     #[test]
     fn the_moving_line_tells_rates_and_what_is_left_where_that_is_known() {
         let second = Duration::from_secs(2);
-        assert_eq!(picture(100, 4_000_000, 0, second), "100 files, 4.0 MB (50 files/s, 2.0 MB/s)");
-        assert_eq!(picture(100, 0, 300, second), "100 files, 0 B (50 files/s, 0 B/s), about 4 s left");
-        assert_eq!(picture(0, 0, 300, Duration::ZERO), "0 files, 0 B (0 files/s, 0 B/s)");
+        for (files, bytes, expected, line) in [
+            (100, 4_000_000, 0, "100 files 4.0 MB, 50 files/s 2.0 MB/s"),
+            (100, 0, 300, "[###-------] 100 files 0 B, 50 files/s 0 B/s, 4 s left"),
+            (300, 0, 300, "[##########] 300 files 0 B, 150 files/s 0 B/s, 0 s left"),
+            (301, 0, 300, "301 files 0 B, 150 files/s 0 B/s"),
+            (0, 0, 300, "[----------] 0 files 0 B, 0 files/s 0 B/s"),
+        ] {
+            assert_eq!(picture(files, bytes, expected, second), line);
+        }
     }
 }

@@ -254,10 +254,13 @@ impl Verifying {
             });
         } else if let Some((access, cause)) = judged.denied {
             let (red, plain) = if self.colours { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
-            let expected = judged.expected.as_deref().unwrap_or("no label");
-            let found = judged.found.map_or_else(|| "not hashed".into(), |digest| digest.to_string());
+            let detail = match (&judged.expected, judged.found) {
+                (None, _) => "expected a label, found none".to_owned(),
+                (Some(expected), Some(found)) => format!("expected {expected}, found {found}"),
+                (Some(label), None) => format!("its label is {label}"),
+            };
             self.screen.line(&format!(
-                "{}: {red}{cause}{plain} when opened to {}, expected {expected}, found {found}",
+                "{}: {red}{cause}{plain} when opened to {}, {detail}",
                 shown(path),
                 access.name()
             ));

@@ -224,7 +224,10 @@ impl<'w, V: Visitor> Thread<'w, V> {
                 Job::Directory { parent, name, root } => {
                     let path = parent.path.join(OsStr::from_bytes(name.to_bytes()));
                     if let Err(error) = self.directory(&parent, &name, &path, root) {
-                        self.visitor.visit(&mut self.worker, Found::Failed(&path, error));
+                        // What was removed since its parent was read is nobody's failure.
+                        if root.is_some() || error.kind() != io::ErrorKind::NotFound {
+                            self.visitor.visit(&mut self.worker, Found::Failed(&path, error));
+                        }
                     }
                 }
                 Job::Files { directory, names } => self.files(&directory, &names),

@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use imara_integrity::appraise::{FileState, LabelRead};
+use imara_integrity::appraise::FileState;
 use imara_integrity::audit::{Action, Asker};
 use imara_integrity::check::{self, Collect, Complaint, Outcome, Pass, Plan, Verdict};
 use imara_integrity::digest::Digest;
@@ -18,7 +18,7 @@ use imara_integrity::policy::Decision;
 use imara_linux::fanotify::Pending;
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
-use imara_linux::xattr::{self, Found};
+use imara_linux::xattr;
 use imara_linux::{open_call, task};
 
 use crate::failure::Failure;
@@ -186,7 +186,7 @@ impl Guard {
             Plan::Judge(labels) => labels,
         };
         let mut buffer = std::mem::take(&mut self.label);
-        let label = read_label(ask.file(), &mut buffer);
+        let label = xattr::read_label(ask.file(), xattr::IMA, &mut buffer);
         let new = label.bytes().is_none() && self.is_new(&ask);
         match labels.read(label, FileState { size: ask.facts.size, new }) {
             Collect::Settled(outcome) => self.settled(ask, outcome, hold),
@@ -362,16 +362,6 @@ impl Guard {
             inode,
             action,
         });
-    }
-}
-
-/// The value of `security.ima`, read into `buffer`.
-pub(crate) fn read_label<'b>(file: BorrowedFd<'_>, buffer: &'b mut Vec<u8>) -> LabelRead<'b> {
-    match xattr::read_all(file, xattr::IMA, buffer) {
-        Ok(Found::Value(_)) => LabelRead::Value(buffer),
-        Ok(Found::Absent) => LabelRead::Absent,
-        Ok(Found::Unsupported) => LabelRead::Unsupported,
-        Err(_) => LabelRead::Failed,
     }
 }
 

@@ -15,7 +15,7 @@ use imara_integrity::label;
 use imara_linux::epoll::Waker;
 use imara_linux::file;
 use imara_linux::hash::FileHasher;
-use imara_linux::xattr::{self, Found};
+use imara_linux::xattr;
 
 use crate::inodes::Key;
 
@@ -135,16 +135,12 @@ impl Worker {
     }
 
     fn renew(&mut self, file: &OwnedFd, settings: Settings, progress: &AtomicU64) -> Done {
-        let found = match xattr::read_all(file.as_fd(), xattr::IMA, &mut self.label) {
-            Ok(found) => found,
-            Err(error) => return Done::NotWritten(error.to_string()),
-        };
-        let value = std::mem::take(&mut self.label);
-        let read = match found {
-            Found::Value(_) => LabelRead::Value(&value),
-            Found::Absent => LabelRead::Absent,
-            Found::Unsupported => LabelRead::Unsupported,
-        };
+        let mut value = std::mem::take(&mut self.label);
+        let read = xattr::read_label(file.as_fd(), xattr::IMA, &mut value);
+        if matches!(read, LabelRead::Failed | LabelRead::Unsupported) {
+            self.label = value;
+            return Done::NotWritten("its label cannot be read".into());
+        }
         let mut algorithm = label::algorithm_asked(read.bytes(), settings.hash);
         let done = loop {
             let digest = match self.hash(file, algorithm, progress) {

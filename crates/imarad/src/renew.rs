@@ -17,9 +17,9 @@ use imara_integrity::check::{self, Collect, Plan};
 use imara_integrity::digest::Digest;
 use imara_integrity::event::{Hook, Mask};
 use imara_integrity::iint::Writable;
-use imara_linux::file;
+use imara_linux::{file, xattr};
 
-use crate::answer::{Hold, Repair, read_label};
+use crate::answer::{Hold, Repair};
 use crate::failure::Failure;
 use crate::inodes::{Busy, Key, Renewing, Task, Written};
 use crate::pool::{Done, Job, Report, Work};
@@ -86,7 +86,7 @@ impl Guard {
         let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
         let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return None };
         let mut buffer = std::mem::take(&mut self.label);
-        let label = read_label(file.as_fd(), &mut buffer);
+        let label = xattr::read_label(file.as_fd(), xattr::IMA, &mut buffer);
         let good = match labels.read(label, FileState { size: facts.size, new: false }) {
             Collect::Settled(outcome) => outcome.good(false),
             Collect::Content(stage) => stage.algorithm() == digest.algorithm() && stage.settle(digest).good(false),

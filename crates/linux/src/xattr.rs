@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
+use imara_integrity::appraise::LabelRead;
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 use rustix::io::Errno;
 
@@ -128,6 +129,16 @@ pub fn read_all(file: BorrowedFd<'_>, name: &'static CStr, buffer: &mut Vec<u8>)
         }
     }
     Err(XattrReadError::TooLong { name, fd: file.as_raw_fd(), room: MAX_VALUE })
+}
+
+/// The label `name` ([`IMA`] or [`EVM`]), read into `buffer`, in the form that the core takes.
+pub fn read_label<'b>(file: BorrowedFd<'_>, name: &'static CStr, buffer: &'b mut Vec<u8>) -> LabelRead<'b> {
+    match read_all(file, name, buffer) {
+        Ok(Found::Value(_)) => LabelRead::Value(buffer),
+        Ok(Found::Absent) => LabelRead::Absent,
+        Ok(Found::Unsupported) => LabelRead::Unsupported,
+        Err(_) => LabelRead::Failed,
+    }
 }
 
 /// Writes the attribute `name`, whether it exists or not.

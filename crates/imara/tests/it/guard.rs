@@ -34,12 +34,12 @@ fn guard_becomes_the_daemon_beside_it_with_the_same_arguments() {
     let plain = run(&["/"]);
     assert_eq!(
         plain.out,
-        "[--mode][enforce][--hash][sha256][--policy][builtin:appraise_tcb][--run-dir][/run/imara][--][/]"
+        "[--mode][enforce][--hash][sha256][--policy=builtin:appraise_tcb][--run-dir=/run/imara][--][/]"
     );
     assert_eq!((plain.code, plain.err.as_str()), (Some(7), ""));
     let full =
         run(&["--mode", "log", "--hash", "sha512", "--policy", "builtin:tcb", "--run-dir", "/x y", "/", "/proc"]);
-    assert_eq!(full.out, "[--mode][log][--hash][sha512][--policy][builtin:tcb][--run-dir][/x y][--][/][/proc]");
+    assert_eq!(full.out, "[--mode][log][--hash][sha512][--policy=builtin:tcb][--run-dir=/x y][--][/][/proc]");
 }
 
 #[test]

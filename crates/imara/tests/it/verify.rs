@@ -114,7 +114,7 @@ fn executing_counts_only_for_what_can_be_executed() {
     assert_eq!(line_of(&lines, &program), &line(&program, "deny", Some("missing-hash"), None, None));
     let ran = scratch.run("verify", &[&program]);
     assert!(
-        ran.out.contains("/program: missing-hash when opened to exec, expected no label, found not hashed\n"),
+        ran.out.contains("/program: missing-hash when opened to exec, expected a label, found none\n"),
         "{}",
         ran.out
     );
