@@ -12,7 +12,6 @@ use imara_integrity::digest::HashAlgorithm;
 use crate::Ended;
 use crate::client::RunDir;
 use crate::rules::{self, Rules};
-use crate::screen;
 use crate::words::shown;
 
 const EXAMPLES: &str = "\
@@ -76,7 +75,10 @@ fn check_mount(path: &Path) -> anyhow::Result<()> {
         && mount.point != path
     {
         let (path, point) = (shown(&path), shown(&mount.point));
-        screen::complain(&format!("{path} is no mount point: all of its file system, mounted on {point}, is guarded"));
+        bail!(
+            "{path}: no mount point; a whole file system is guarded, and this one is mounted on {point} (fix: mount what \
+             was to be mounted here, or name {point})"
+        );
     }
     Ok(())
 }

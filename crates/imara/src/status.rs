@@ -39,7 +39,7 @@ fn text(status: &Value) -> String {
     row("running", &format!("{} s", word(status.get("uptime_seconds"))));
     for mount in list(status, "mounts") {
         let part = |name| word(mount.get(name));
-        let gone = if mount.get("mounted") == Some(&Value::Bool(false)) { ", not mounted any more" } else { "" };
+        let gone = if mount.get("guarded") == Some(&Value::Bool(false)) { ", gone: not guarded any more" } else { "" };
         row("guarding", &format!("{} ({} on {}{gone})", part("path"), part("filesystem"), part("device")));
     }
     row("counted", &counts(status.get("counters").and_then(Value::as_object), Zeros::Shown));
@@ -88,8 +88,8 @@ mod tests {
             "version": "0.1.0", "pid": 7, "mode": "log", "policy": "builtin:appraise_tcb", "hash": "sha256",
             "uptime_seconds": 3,
             "mounts": [
-                { "path": "/a", "filesystem": "ext4", "device": "loop0", "mounted": true },
-                { "path": "/b", "filesystem": "tmpfs", "device": "tmpfs", "mounted": false },
+                { "path": "/a", "filesystem": "ext4", "device": "loop0", "guarded": true },
+                { "path": "/b", "filesystem": "tmpfs", "device": "tmpfs", "guarded": false },
             ],
             "counters": { "asked": 2, "log_lines_dropped": 0 },
             "failures": { "queue-overflow": 0, "hash-stalled": 1 },
@@ -104,7 +104,7 @@ version     0.1.0
 pid         7
 running     3 s
 guarding    /a (ext4 on loop0)
-guarding    /b (tmpfs on tmpfs, not mounted any more)
+guarding    /b (tmpfs on tmpfs, gone: not guarded any more)
 counted     asked 2, log lines dropped 0
 failures    hash-stalled 1
 remembered  known 1

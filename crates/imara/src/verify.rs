@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use imara_integrity::appraise::{Cause, FileState, LabelRead};
-use imara_integrity::check::{self, Collect, Mode, Plan, Settings, Verdict};
+use imara_integrity::check::{self, Mode, Plan, Settings, Verdict};
+use imara_integrity::collect::Collect;
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::label::ImaLabel;
 use imara_integrity::policy::{Decision, Family, RuleId};

@@ -10,10 +10,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use imara_integrity::appraise::FileState;
 use imara_integrity::audit::{Action, Asker};
-use imara_integrity::check::{self, Collect, Complaint, Outcome, Pass, Plan, Verdict};
+use imara_integrity::check::{self, Complaint, Outcome, Pass, Plan, Verdict};
+use imara_integrity::collect::Collect;
 use imara_integrity::digest::Digest;
 use imara_integrity::event::{Hook, Mask};
 use imara_integrity::iint::Writable;
+use imara_integrity::label::ImaLabel;
 use imara_integrity::policy::Decision;
 use imara_linux::fanotify::Pending;
 use imara_linux::file::{self, FileFacts};
@@ -140,8 +142,8 @@ impl Guard {
     pub(crate) fn consider(&mut self, ask: Ask) {
         let key = ask.key();
         if let Some(busy) = self.inodes.busy_mut(&key) {
-            if busy.stalled {
-                return self.fail(ask, Failure::HashStalled, "an earlier attempt still hangs");
+            if let Some(failure) = busy.stalled {
+                return self.fail(ask, failure, "an earlier attempt still hangs");
             }
             busy.waiting.push_back(ask);
             return;
@@ -187,7 +189,9 @@ impl Guard {
         };
         let mut buffer = std::mem::take(&mut self.label);
         let label = xattr::read_label(ask.file(), xattr::IMA, &mut buffer);
-        let new = label.bytes().is_none() && self.is_new(&ask);
+        // A digest says what the file should be; without one, or before its data came, it counts whether it is new.
+        let has_digest = matches!(label.bytes().map(ImaLabel::parse), Some(Ok(ImaLabel::Digest(_))));
+        let new = !has_digest && self.is_new(&ask);
         match labels.read(label, FileState { size: ask.facts.size, new }) {
             Collect::Settled(outcome) => self.settled(ask, outcome, hold),
             Collect::Content(stage) => {
@@ -299,10 +303,19 @@ impl Guard {
         }
     }
 
-    /// Remembers a digest. The lease moves to a descriptor of our own mount, so that the public one is not kept busy.
+    /// Remembers a digest, as long as the lease is held that `file` holds.
     pub(crate) fn know(&mut self, key: Key, digest: Digest, file: OwnedFd) {
-        let own = self.filesystems.reopen(key.device(), file.as_fd()).filter(|own| self.take_lease(own.as_fd()));
-        self.inodes.know(key, digest, own.unwrap_or(file));
+        if let (Some(mount), Ok(copy)) = (self.filesystems.private(key.device()), file.try_clone()) {
+            self.keeper.ask(key, copy, mount);
+        }
+        self.inodes.know(key, digest, file);
+    }
+
+    /// A remembered file is open through our own mount as well: the lease moves there.
+    pub(crate) fn kept(&mut self, key: Key, own: OwnedFd) {
+        if self.inodes.is_known(&key) && self.take_lease(own.as_fd()) {
+            self.inodes.hold_by(&key, own);
+        }
     }
 
     fn now_written(&mut self, key: Key, good: bool) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use imara_integrity::check::{Mode, Settings};
 use imara_integrity::digest::HashAlgorithm;
+use imara_integrity::label;
 use serde::Deserialize;
 
 use crate::log::Sink;
@@ -70,7 +71,7 @@ impl Config {
 
     /// Refuses what cannot be meant.
     pub(crate) fn checked(self) -> anyhow::Result<Self> {
-        if self.settings.hash == HashAlgorithm::Md4 {
+        if !label::can_be_read_back(self.settings.hash) {
             bail!("hash = \"md4\" cannot be used for labels: they could not be told from md5 labels (use sha256)");
         }
         if self.mounts.is_empty() {

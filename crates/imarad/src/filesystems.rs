@@ -1,8 +1,9 @@
 //! The guarded file systems: what the policy wants to know of them, and their names in the log.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
 use imara_integrity::policy::{Decision, Policy};
@@ -25,7 +26,7 @@ pub(crate) struct Guarded {
     /// Whether its mark is still there.
     pub(crate) marked: bool,
     /// A mount of our own, through which remembered files are held without keeping the public one busy.
-    private: Option<PrivateMount>,
+    private: Option<Arc<PrivateMount>>,
 }
 
 /// All of them.
@@ -41,8 +42,7 @@ impl FileSystems {
         let facts = imara_linux::file::facts(mount.as_fd())?;
         let found = imara_linux::mounts::filesystem_of(mount.as_fd())?;
         let entry = imara_linux::mounts::mount_of_file(mount.as_fd())?;
-        let source = entry.source.to_str().and_then(|source| source.strip_prefix("/dev/")).map(ToOwned::to_owned);
-        let name = source.unwrap_or_else(|| found.name.clone());
+        let name = device_of(Path::new(&entry.source)).unwrap_or_else(|| found.name.clone());
         self.devices.insert(facts.device, self.guarded.len());
         self.devices.insert(entry.device, self.guarded.len());
         self.guarded.push(Guarded {
@@ -64,15 +64,19 @@ impl FileSystems {
     pub(crate) fn make_private(&mut self, group: &PermissionGroup, mounts: &[(PathBuf, OwnedFd)]) {
         for (guarded, (_, mount)) in self.guarded.iter_mut().zip(mounts) {
             let private = PrivateMount::of(mount.as_fd()).ok();
+            let unseen = FsMask::OPEN.union(FsMask::EXEC);
             guarded.private =
-                private.filter(|private| group.ignore_mount(private.as_fd(), FsMask::OPEN.union(FsMask::EXEC)).is_ok());
+                private.filter(|private| group.ignore_mount(private.as_fd(), unseen).is_ok()).map(Arc::new);
         }
     }
 
-    /// The same file, open through the mount of our own.
-    pub(crate) fn reopen(&self, device: (u32, u32), file: BorrowedFd<'_>) -> Option<OwnedFd> {
-        let guarded = self.devices.get(&device).and_then(|index| self.guarded.get(*index))?;
-        guarded.private.as_ref()?.reopen(file).ok()
+    /// The mount of our own of the file system with this device.
+    pub(crate) fn private(&self, device: (u32, u32)) -> Option<Arc<PrivateMount>> {
+        self.by_device(device)?.private.clone()
+    }
+
+    fn by_device(&self, device: (u32, u32)) -> Option<&Guarded> {
+        self.devices.get(&device).and_then(|index| self.guarded.get(*index))
     }
 
     /// What the policy asks, over all the ways in which the file may be being opened: the strictest counts.
@@ -110,24 +114,24 @@ impl FileSystems {
 
     /// The name of a device in audit lines.
     pub(crate) fn device_name(&self, device: (u32, u32)) -> String {
-        let known = self.devices.get(&device).and_then(|index| self.guarded.get(*index));
-        known.map_or_else(|| format!("{}:{}", device.0, device.1), |fs| fs.name.clone())
+        self.by_device(device).map_or_else(|| format!("{}:{}", device.0, device.1), |fs| fs.name.clone())
     }
 
-    /// The file system of a file. A device that was not seen before (a btrfs subvolume) is looked up by its mount, once.
+    /// The file system of a file. A device that was not seen before is that of a btrfs subvolume, whose mount tells, or,
+    /// if that is in another mount namespace, the only btrfs there is. What is known of no file system matches no
+    /// condition on one, so that exceptions from being appraised do not hold.
     fn of(&mut self, facts: &FileFacts) -> &FileSystem {
-        let index = match self.devices.get(&facts.device) {
-            Some(index) => *index,
-            None => {
-                let mounts = imara_linux::mounts::mounts().unwrap_or_default();
-                let mount = mounts.iter().find(|mount| Some(mount.id) == facts.mount_id);
-                let index = mount.and_then(|mount| self.devices.get(&mount.device).copied()).unwrap_or(0);
-                self.devices.insert(facts.device, index);
-                index
-            }
-        };
         static NONE: FileSystem = FileSystem { magic: 0, name: String::new(), subtype: None, uuid: [0; 16] };
-        self.guarded.get(index).map_or(&NONE, |guarded| &guarded.facts)
+        if !self.devices.contains_key(&facts.device) {
+            let mounts = imara_linux::mounts::mounts().unwrap_or_default();
+            let mount = mounts.iter().find(|mount| Some(mount.id) == facts.mount_id);
+            let mut subvolumes = self.guarded.iter().enumerate().filter(|(_, fs)| fs.facts.name == "btrfs");
+            let only = subvolumes.next().filter(|_| subvolumes.next().is_none()).map(|(index, _)| index);
+            let index = mount.and_then(|mount| self.devices.get(&mount.device).copied()).or(only);
+            let Some(index) = index else { return &NONE };
+            self.devices.insert(facts.device, index);
+        }
+        self.by_device(facts.device).map_or(&NONE, |guarded| &guarded.facts)
     }
 
     /// Devices of guarded file systems that are mounted nowhere any more: what is remembered of them keeps them busy.
@@ -140,14 +144,25 @@ impl FileSystems {
     }
 
     /// File systems that have gone, and their marks with them; each is told once. `marked` is what the kernel lists.
-    pub(crate) fn take_gone(&mut self, marked: &[(u32, u32)]) -> Vec<PathBuf> {
-        let gone = self.guarded.iter_mut().filter(|fs| fs.marked && !marked.contains(&fs.device));
-        gone.map(|fs| {
+    pub(crate) fn take_gone(&mut self, marked: &[(u32, u32)]) -> Vec<(PathBuf, Vec<(u32, u32)>)> {
+        let devices = &self.devices;
+        let of = |wanted| devices.iter().filter(move |(_, index)| **index == wanted).map(|(device, _)| *device);
+        let gone = |fs: &Guarded| fs.marked && !marked.contains(&fs.device);
+        let gone = self.guarded.iter_mut().enumerate().filter(|(_, fs)| gone(fs));
+        gone.map(|(index, fs)| {
             fs.marked = false;
-            fs.path.clone()
+            (fs.path.clone(), of(index).collect())
         })
         .collect()
     }
+}
+
+/// The kernel's name of a block device: `dm-0`, not `mapper/root`.
+fn device_of(source: &Path) -> Option<String> {
+    if !source.starts_with("/dev") {
+        return None;
+    }
+    source.canonicalize().ok()?.file_name()?.to_str().map(ToOwned::to_owned)
 }
 
 /// The access masks of a system call, as the kernel's hook would see them; absent if the call does not tell.

@@ -21,6 +21,7 @@ use imara_integrity::iint::Writable;
 use imara_linux::file::{FileFacts, Time};
 
 use crate::answer::Ask;
+use crate::failure::Failure;
 
 /// How long a digest is remembered that nobody asks for.
 pub(crate) const IDLE: Duration = Duration::from_secs(5);
@@ -86,6 +87,9 @@ impl Task {
     }
 }
 
+/// Work that is given up: why, whom it was for, and who else waits.
+pub(crate) type Abandoned = (Failure, Option<Task>, VecDeque<Ask>);
+
 /// Whose descriptor holds the lease under which a label is renewed.
 #[derive(Debug)]
 pub(crate) enum Renewing {
@@ -112,8 +116,8 @@ pub(crate) struct Busy {
     pub(crate) progress: Arc<AtomicU64>,
     /// The last progress seen, and when.
     pub(crate) seen: (u64, Instant),
-    /// Whether it has been given up; openers are then answered by the failure table at once.
-    pub(crate) stalled: bool,
+    /// Why it has been given up, if it has: openers are then answered by the failure table at once.
+    pub(crate) stalled: Option<Failure>,
     /// What was known of the writers before, for renewals.
     pub(crate) complained: bool,
 }
@@ -158,6 +162,20 @@ impl Inodes {
         self.known.insert(key, Known { digest, file, used: Instant::now() });
     }
 
+    /// Whether a digest is remembered; does not count as use.
+    pub(crate) fn is_known(&self, key: &Key) -> bool {
+        self.known.contains_key(key)
+    }
+
+    /// Lets another descriptor, which holds a lease too, keep a remembered digest true.
+    pub(crate) fn hold_by(&mut self, key: &Key, file: OwnedFd) {
+        if let Some(known) = self.known.get_mut(key) {
+            self.leases.remove(&known.file.as_raw_fd());
+            self.leases.insert(file.as_raw_fd(), *key);
+            known.file = file;
+        }
+    }
+
     /// Takes a known inode out, for example because its lease is being broken.
     pub(crate) fn take_known(&mut self, key: &Key) -> Option<Known> {
         let known = self.known.remove(key)?;
@@ -183,11 +201,16 @@ impl Inodes {
         self.written.clear();
     }
 
-    /// Forgets everything of the inodes for which `gone` holds, except what workers have in hand.
-    pub(crate) fn forget_device(&mut self, gone: impl Fn((u32, u32)) -> bool) {
-        let keys: Vec<Key> = self.known.keys().filter(|key| gone(key.device)).copied().collect();
+    /// Forgets the digests of these devices' inodes.
+    pub(crate) fn forget_known_of(&mut self, devices: &[(u32, u32)]) {
+        let keys: Vec<Key> = self.known.keys().filter(|key| devices.contains(&key.device)).copied().collect();
         keys.iter().for_each(|key| self.forget_known(key));
-        self.written.retain(|key, _| !gone(key.device));
+    }
+
+    /// Forgets all about these devices' inodes, except what workers have in hand.
+    pub(crate) fn forget_devices(&mut self, devices: &[(u32, u32)]) {
+        self.forget_known_of(devices);
+        self.written.retain(|key, _| !devices.contains(&key.device));
     }
 
     /// Forgets digests that nobody has asked for since [`IDLE`].
@@ -253,14 +276,16 @@ impl Inodes {
     }
 
     /// Whoever waits for work that has not moved for `limit`; their leases are given back.
-    pub(crate) fn abandon_stuck(&mut self, now: Instant, limit: Duration) -> Vec<(Option<Task>, VecDeque<Ask>)> {
+    pub(crate) fn abandon_stuck(&mut self, now: Instant, limit: Duration) -> Vec<Abandoned> {
         let mut stuck = Vec::new();
         for busy in self.busy.values_mut() {
             let progress = busy.progress.load(Ordering::Relaxed);
             if progress != busy.seen.0 {
                 busy.seen = (progress, now);
-            } else if now.duration_since(busy.seen.1) > limit && !busy.stalled {
-                busy.stalled = true;
+            } else if now.duration_since(busy.seen.1) > limit && busy.stalled.is_none() {
+                let renewal = matches!(busy.task, Some(Task::Renew(_)));
+                let failure = if renewal { Failure::LabelNotWritten } else { Failure::HashStalled };
+                busy.stalled = Some(failure);
                 if let Some(fd) = busy.lease.take() {
                     self.leases.remove(&fd);
                     if let Some(file) = busy.task.as_ref().map(Task::file) {
@@ -268,7 +293,7 @@ impl Inodes {
                         let _ = imara_linux::lease::release(file);
                     }
                 }
-                stuck.push((busy.task.take(), std::mem::take(&mut busy.waiting)));
+                stuck.push((failure, busy.task.take(), std::mem::take(&mut busy.waiting)));
             }
         }
         stuck

@@ -11,6 +11,7 @@ mod created;
 mod failure;
 mod filesystems;
 mod inodes;
+mod keeper;
 mod log;
 mod policies;
 mod pool;

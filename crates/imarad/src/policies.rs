@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use imara_integrity::event::Hook;
-use imara_integrity::policy::Policy;
+use imara_integrity::policy::{Family, Policy};
 
 /// Loads a policy: a file, or `builtin:NAME`.
 pub(crate) fn load(name: &str) -> anyhow::Result<Policy> {
@@ -18,6 +18,9 @@ pub(crate) fn load(name: &str) -> anyhow::Result<Policy> {
 
 /// Warnings about rules that no permission event can answer to.
 pub(crate) fn unseen(policy: &Policy) -> Vec<String> {
+    if !policy.active().contains(Family::Appraise) {
+        return vec!["the policy appraises nothing, so every file is let through".into()];
+    }
     let seen = [Hook::FileCheck, Hook::BprmCheck, Hook::CredsCheck];
     policy
         .rules()

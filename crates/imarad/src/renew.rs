@@ -13,7 +13,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use imara_integrity::appraise::FileState;
-use imara_integrity::check::{self, Collect, Plan};
+use imara_integrity::check::{self, Plan};
+use imara_integrity::collect::Collect;
 use imara_integrity::digest::Digest;
 use imara_integrity::event::{Hook, Mask};
 use imara_integrity::iint::Writable;
@@ -169,7 +170,7 @@ impl Guard {
             closed: None,
             progress: Arc::clone(&progress),
             seen: (0, Instant::now()),
-            stalled: false,
+            stalled: None,
             complained: false,
         };
         self.inodes.occupy(key, busy);
@@ -198,6 +199,10 @@ impl Guard {
                 self.not_renewed(key, whose, &mut busy, &why);
             }
             (Some(task), Done::Unreadable(why)) => self.give_up(task, Failure::ContentUnreadable, &why),
+            // Given up before. What was good stays good; whether the label has been written is seen at the next open.
+            (None, _) if busy.stalled == Some(Failure::LabelNotWritten) => {
+                self.inodes.write(key, Written { writable: Writable { good: true }, file: None, complained: true });
+            }
             // Given up before, or a report of another kind of work, which cannot be.
             (Some(_), _) | (None, _) => {}
         }
@@ -265,11 +270,7 @@ impl Guard {
 
     /// Answers those who wait for work that does not move.
     pub(crate) fn watch_progress(&mut self, now: Instant) {
-        for (task, waiting) in self.inodes.abandon_stuck(now, STALL) {
-            let failure = match task {
-                Some(Task::Renew(_)) => Failure::LabelNotWritten,
-                _ => Failure::HashStalled,
-            };
+        for (failure, task, waiting) in self.inodes.abandon_stuck(now, STALL) {
             let why = "no progress";
             if let Some(task) = task {
                 self.give_up(task, failure, why);

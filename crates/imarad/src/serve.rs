@@ -20,6 +20,7 @@ use crate::created::Created;
 use crate::failure::Failure;
 use crate::filesystems::FileSystems;
 use crate::inodes::Inodes;
+use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::pool::Pool;
 use crate::renew::Retries;
@@ -61,6 +62,7 @@ pub(crate) struct Guard {
     pub(crate) commands: Receiver<Ordered>,
     pub(crate) notifier: Notifier,
     pub(crate) pool: Pool,
+    pub(crate) keeper: Keeper,
     pub(crate) log: Log,
     pub(crate) own_threads: Vec<i32>,
     pub(crate) policy: Policy,
@@ -204,6 +206,9 @@ impl Guard {
         while let Some(report) = self.pool.report() {
             self.reported(report);
         }
+        while let Some((key, file)) = self.keeper.opened() {
+            self.kept(key, file);
+        }
         while let Ok((command, answer)) = self.commands.try_recv() {
             let reply = self.obey(command);
             let _ = answer.try_send(reply);
@@ -282,14 +287,15 @@ impl Guard {
     /// A file system that is mounted nowhere any more: what is remembered of it is given back, so that it can go.
     fn mounts_changed(&mut self) {
         let unmounted = self.filesystems.take_unmounted();
-        self.inodes.forget_device(|device| unmounted.contains(&device));
+        self.inodes.forget_known_of(&unmounted);
         self.say_what_has_gone();
     }
 
     /// A mark goes with its file system, which may be a moment after the last mount of it has gone.
     fn say_what_has_gone(&mut self) {
         let Ok(marked) = self.group.marked_devices() else { return };
-        for path in self.filesystems.take_gone(&marked) {
+        for (path, devices) in self.filesystems.take_gone(&marked) {
+            self.inodes.forget_devices(&devices);
             self.log.say(Level::Warning, format!("imarad: {} has gone and is no longer guarded", path.display()));
         }
     }

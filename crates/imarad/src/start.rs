@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{channel, sync_channel};
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::created::Created;
 use crate::filesystems::FileSystems;
 use crate::inodes::Inodes;
+use crate::keeper::Keeper;
 use crate::log::Log;
 use crate::pool::Pool;
 use crate::renew::Retries;
@@ -46,6 +47,9 @@ const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// `EXDEV`: the descriptor is inside a btrfs subvolume.
 const CROSS_DEVICE: i32 = 18;
 
+/// Where the locks of guarded file systems are, by device number.
+const LOCKS: &str = "/run/imara-guarded";
+
 /// Workers at most. They wait for disks more than they compute.
 const WORKERS: usize = 4;
 
@@ -64,7 +68,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         .create(&config.run_dir)
         .with_context(|| format!("cannot make the run directory {}", config.run_dir.display()))?;
     let lock = Lock::take(&config.run_dir.join("lock"))
-        .context("another guard is running (one guard serves a host; end it first, or name its mounts together)")?;
+        .context("another guard is running (end it first, or name its mounts and these together)")?;
+    let locks = lock_filesystems(&opened)?;
     let descriptors = limits::raise_open_files()?.unwrap_or(u64::MAX);
 
     let log = Log::start(config.log)?;
@@ -73,6 +78,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let _ = started.send(task::own());
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS);
     let pool = Pool::start(workers, &wake, &started)?;
+    let keeper = Keeper::start(&wake, &started)?;
     let (orders, commands) = sync_channel(16);
     let listener = Listener::bind(&config.run_dir.join("control"))?;
     control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
@@ -101,6 +107,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         commands,
         notifier: Notifier::connect(std::env::var_os("NOTIFY_SOCKET").as_deref())?,
         pool,
+        keeper,
         log,
         own_threads: own_threads.iter().collect(),
         policy,
@@ -121,7 +128,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     announce(&guard, &config);
     let _ = guard.notifier.send(State::Ready);
     let result = guard.serve();
-    drop(lock);
+    drop((lock, locks));
     result
 }
 
@@ -159,9 +166,34 @@ fn open_mounts(paths: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {
         if !facts.is_directory() {
             bail!("{} is not a directory (expected the mount point of a file system)", path.display());
         }
+        let point = mounts::mount_of_file(mount.as_fd())?.point;
+        if path.canonicalize()? != point {
+            bail!(
+                "{} is no mount point (a whole file system is guarded, and this one is mounted on {}; fix: mount what was \
+                 to be mounted here, or name that)",
+                path.display(),
+                point.display()
+            );
+        }
         mounts.push((path.to_owned(), mount));
     }
     Ok(mounts)
+}
+
+/// One guard a file system, whatever its run directory: two would renew the same labels.
+fn lock_filesystems(mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Vec<Lock>> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(LOCKS)
+        .with_context(|| format!("cannot make the directory {LOCKS}"))?;
+    let mut locks = Vec::new();
+    for (path, mount) in mounts {
+        let (major, minor) = mounts::mount_of_file(mount.as_fd())?.device;
+        let lock = Lock::take(&Path::new(LOCKS).join(format!("{major}:{minor}")));
+        locks.push(lock.with_context(|| format!("{}: this file system is guarded already", path.display()))?);
+    }
+    Ok(locks)
 }
 
 fn lease_break_time() -> anyhow::Result<Duration> {

@@ -189,6 +189,12 @@ impl fmt::Display for DigestLabel<'_> {
     }
 }
 
+/// Whether a label with a digest of this algorithm is read back as one: md4 is not, see [`encode_digest`].
+#[must_use]
+pub fn can_be_read_back(algorithm: HashAlgorithm) -> bool {
+    algorithm != HashAlgorithm::Md4
+}
+
 /// The label that says that a file has this digest.
 ///
 /// The ids 0 to 2 (md4, md5, sha1) are written in the form `0x01`, which older kernels read too, all others in the form

@@ -8,6 +8,7 @@ pub mod appraise;
 pub mod audit;
 pub mod check;
 pub mod codec;
+pub mod collect;
 pub mod digest;
 pub mod event;
 pub mod iint;

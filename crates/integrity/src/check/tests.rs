@@ -1,5 +1,9 @@
 use super::*;
+use crate::appraise::FileState;
+use crate::collect::Collect;
+use crate::digest::HashAlgorithm;
 use crate::event::{Event, FileSystem, Gid, Hook, Mask, Object, Subject, Uid};
+use crate::label;
 use crate::policy::{Options, Policy};
 
 const CONTENT: &[u8] = b"content\n";

@@ -1,10 +1,11 @@
 //! `vectors/appraise/labels.tsv`: what a real kernel said of 377 labels, in three modes, replayed through the pipeline.
 
 use imara_integrity::appraise::{FileState, LabelRead};
-use imara_integrity::check::{self, Collect, Outcome, Plan, Settings, Verdict};
+use imara_integrity::check::{self, Mode, Outcome, Plan, Settings, Verdict};
+use imara_integrity::collect::Collect;
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::event::{Event, FileSystem, Gid, Hook, Mask, Object, Subject, Uid};
-use imara_integrity::label;
+use imara_integrity::label::{self, ImaLabel};
 use imara_integrity::policy::{Options, Policy};
 
 /// One row: a label, a content, and what the kernel made of them.
@@ -90,7 +91,7 @@ fn kernel_has(row: &Row<'_>, algorithm: HashAlgorithm) -> bool {
 fn every_label_is_judged_and_repaired_as_by_the_real_kernel() {
     let text = include_str!("../../../../vectors/appraise/labels.tsv");
     let policy = Policy::parse(b"appraise fowner=0\n", &Options::default()).unwrap();
-    let (mut judged, mut unavailable) = (0, 0);
+    let (mut judged, mut unavailable, mut kept) = (0, 0, 0);
     for line in text.lines().skip(1) {
         let row = row(line);
         let asked = label::algorithm_asked(row.label.as_deref(), row.settings.hash);
@@ -108,10 +109,13 @@ fn every_label_is_judged_and_repaired_as_by_the_real_kernel() {
             Some(digest) => Some(label::encode_digest(&digest)),
             None => row.label.clone(),
         };
-        assert_eq!(after, row.label_after, "{}: {line}", row.name);
+        if after != row.label_after {
+            assert!(keeps_a_signature_that_the_kernel_throws_away(&row), "{}: {line}", row.name);
+            kept += 1;
+        }
     }
     // A change of the vectors, or of what is left out, is to be noticed.
-    assert_eq!((judged, unavailable), (1205, 270));
+    assert_eq!((judged, unavailable, kept), (1205, 270, 9));
 }
 
 /// The kernel's word, but for two that say more about its build than about the label.
@@ -123,4 +127,11 @@ fn expected_cause<'a>(row: &Row<'a>) -> &'a str {
         "invalid-signature" if row.kernel != "keyring" && matches!(row.label.as_deref(), Some([3, 0, ..])) => "unknown",
         cause => cause,
     }
+}
+
+/// Our one deviation: mode `fix` does not replace a well-formed signature of an fs-verity digest.
+fn keeps_a_signature_that_the_kernel_throws_away(row: &Row<'_>) -> bool {
+    let label = row.label.as_deref().map(ImaLabel::parse);
+    row.settings.mode == Mode::Fix
+        && matches!(label, Some(Ok(ImaLabel::VeritySignature(signature))) if signature.header().is_ok())
 }
