@@ -45,7 +45,9 @@ struct Demo {
 
 impl Demo {
     fn play(&self) -> Result<()> {
-        let copied = self.furnish()?;
+        self.furnish()?;
+        let copied = self.count()?;
+        ensure!(copied.files >= 1000, "only {} files could be copied, expected at least 1,000", copied.files);
         say(
             1,
             &format!(
@@ -100,14 +102,13 @@ impl Demo {
     }
 
     /// Copies programs with all they need, then libraries, scripts and data.
-    fn furnish(&self) -> Result<Copied> {
+    fn furnish(&self) -> Result<()> {
         for directory in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "usr/share", "srv", "tmp", "dev"] {
             fs::create_dir_all(self.mount.join(directory))?;
         }
         for link in ["bin", "sbin", "lib", "lib64"] {
             std::os::unix::fs::symlink(format!("usr/{link}"), self.mount.join(link))?;
         }
-        let mut copied = Copied::default();
         let everything = Budget { files: usize::MAX, bytes: u64::MAX };
         for program in PROGRAMS {
             let path = which(program)?;
@@ -115,25 +116,29 @@ impl Demo {
                 let to = self.place(&needed);
                 if !to.exists() {
                     let real = fs::canonicalize(&needed)?;
-                    let one = copy_one(&real, &to, everything)?;
-                    copied.files += one.files;
-                    copied.bytes += one.bytes;
+                    copy_one(&real, &to, everything)?;
                 }
             }
         }
         for (tree, files) in [("/usr/bin", 400), ("/usr/sbin", 200), ("/usr/lib", 1200), ("/usr/share", 1200)] {
             interrupt::check()?;
             let budget = Budget { files, bytes: 80 << 20 };
-            let more = copy_tree(Path::new(tree), &self.mount.join(&tree[1..]), budget)?;
-            copied.files += more.files;
-            copied.bytes += more.bytes;
+            copy_tree(Path::new(tree), &self.mount.join(&tree[1..]), budget)?;
         }
         self.write("usr/bin/hello", "#!/bin/sh\necho 'hello from a script'\n")?;
         fs::set_permissions(self.mount.join("usr/bin/hello"), fs::Permissions::from_mode(0o755))?;
         self.write("srv/prices", "apples 3\npears 4\n")?;
-        self.write("srv/notes", "first line\n")?;
-        copied.files += 3;
-        ensure!(copied.files >= 1000, "only {} files could be copied, expected at least 1,000", copied.files);
+        self.write("srv/notes", "first line\n")
+    }
+
+    /// How many files there are, and how large they are together.
+    fn count(&self) -> Result<Copied> {
+        let mut copied = Copied::default();
+        self.each_file(|path| {
+            copied.files += 1;
+            copied.bytes += fs::symlink_metadata(path)?.len();
+            Ok(())
+        })?;
         Ok(copied)
     }
 
@@ -244,6 +249,18 @@ impl Demo {
     /// Opens every file; how many could be opened and how many not.
     fn open_all(&self) -> Result<(usize, usize)> {
         let (mut good, mut bad) = (0, 0);
+        self.each_file(|path| {
+            match File::open(path) {
+                Ok(_) => good += 1,
+                Err(_) => bad += 1,
+            }
+            Ok(())
+        })?;
+        Ok((good, bad))
+    }
+
+    /// Hands every regular file to `each`.
+    fn each_file(&self, mut each: impl FnMut(&Path) -> Result<()>) -> Result<()> {
         let mut directories = vec![self.mount.clone()];
         while let Some(directory) = directories.pop() {
             interrupt::check()?;
@@ -253,14 +270,11 @@ impl Demo {
                 if kind.is_dir() {
                     directories.push(entry.path());
                 } else if kind.is_file() {
-                    match File::open(entry.path()) {
-                        Ok(_) => good += 1,
-                        Err(_) => bad += 1,
-                    }
+                    each(&entry.path())?;
                 }
             }
         }
-        Ok((good, bad))
+        Ok(())
     }
 }
 
