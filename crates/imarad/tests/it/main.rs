@@ -12,3 +12,4 @@
 mod daemon;
 mod files;
 mod matrix;
+mod writes;
