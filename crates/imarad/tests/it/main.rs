@@ -11,5 +11,8 @@
 
 mod daemon;
 mod files;
+mod image;
 mod matrix;
+mod stress;
+mod tampering;
 mod writes;
