@@ -13,6 +13,7 @@ mod daemon;
 mod files;
 mod image;
 mod matrix;
+mod operation;
 mod stress;
 mod tampering;
 mod writes;
