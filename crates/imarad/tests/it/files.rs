@@ -164,7 +164,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this is the mapping that `new` made; nobody has a reference into it.
-        drop(unsafe { rustix::mm::munmap(self.start, self.length) });
+        let _ = unsafe { rustix::mm::munmap(self.start, self.length) };
     }
 }
 

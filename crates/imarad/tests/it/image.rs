@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use imara_linux::testing::ScratchMount;
+
 use crate::daemon::{RunDir, eventually};
 
 /// A file system in an image, made with options; gone when dropped.
@@ -44,7 +46,7 @@ impl Image {
 
     /// Unmounts it, does something with the image, mounts it again.
     pub(crate) fn unmounted(&self, work: impl FnOnce(&Path)) {
-        assert!(self.unmount());
+        assert!(eventually(|| self.unmount().then_some(())).is_some());
         work(&self.image);
         self.mount("loop");
     }
@@ -56,4 +58,11 @@ impl Drop for Image {
             drop(Command::new("umount").arg("-l").arg(&self.point).output());
         }
     }
+}
+
+/// Unmounts and mounts again, as soon as the children that other tests fork have closed our files.
+pub(crate) fn cycle(scratch: &ScratchMount) {
+    let mut last = None;
+    let cycled = eventually(|| scratch.cycle().map_err(|error| last = Some(error)).ok());
+    assert!(cycled.is_some(), "{last:?}");
 }

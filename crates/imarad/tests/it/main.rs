@@ -9,6 +9,7 @@
     reason = "a test that goes wrong shall stop at once and say where"
 )]
 
+mod access;
 mod daemon;
 mod files;
 mod image;

@@ -254,7 +254,7 @@ fn bad_files_on(kind: FsKind) {
     let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
     let (victims, neighbours) = populate(&scratch.path().join("d"));
     if kind != FsKind::Tmpfs {
-        scratch.cycle().unwrap();
+        crate::image::cycle(&scratch);
     }
     bad_files_are_refused_in_enforce(&scratch, &victims, &neighbours);
     bad_files_are_let_through_and_logged_in_log(&scratch, &victims, &neighbours);

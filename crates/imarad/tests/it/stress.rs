@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -30,7 +30,7 @@ fn change(path: &Path, how: usize, mark: &str) -> io::Result<()> {
             file.write_all(mark.as_bytes())?;
             file.sync_all()
         }
-        _ => files::open_to_change(path)?.set_len(how as u64 % 64 + 1),
+        _ => files::open_to_change(path)?.set_len(u64::try_from(how).unwrap() % 64 + 1),
     }
 }
 
@@ -79,7 +79,7 @@ fn eight_threads_on(kind: FsKind) {
     let scratch = ScratchMount::new(kind, 128 << 20).unwrap();
     let files = labelled_files(scratch.path(), 200);
     let daemon = Daemon::start("enforce", &[scratch.path()]);
-    assert_eq!(change_and_read(&files, 300), [] as [String; 0]);
+    assert_eq!(change_and_read(&files, 300), Vec::<String>::new());
     for path in &files {
         label_becomes(path, &files::read(path).unwrap());
     }
@@ -113,7 +113,7 @@ fn nobody_is_refused_if_eight_threads_change_the_same_three_files() {
         let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
         let files = labelled_files(scratch.path(), 3);
         let daemon = Daemon::start("enforce", &[scratch.path()]);
-        assert_eq!(change_and_read(&files, 100), [] as [String; 0], "{kind:?}");
+        assert_eq!(change_and_read(&files, 100), Vec::<String>::new(), "{kind:?}");
         for path in &files {
             label_becomes(path, &files::read(path).unwrap());
         }
@@ -175,22 +175,48 @@ fn readers_of_a_file_that_is_rewritten_all_the_time_are_never_refused_and_those_
     }
 }
 
+/// A guard that enforces, started by a shell that has set a limit before.
+fn limited(limit: &str, mount: &Path) -> Daemon {
+    let run_dir = RunDir::new();
+    let policy = run_dir.policy(EVERYTHING_OF_ROOT);
+    let whole = daemon::command(run_dir.path(), "enforce", &policy, &[mount]);
+    let mut command = Command::new("bash");
+    command
+        .arg("-c")
+        .arg(format!("{limit} && exec \"$@\""))
+        .arg("bash")
+        .arg(whole.get_program())
+        .args(whole.get_args());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Daemon::run(run_dir, command, Log::Read)
+}
+
+#[test]
+fn writers_do_not_wait_for_leases_whose_signals_are_lost() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ScratchMount::new(FsKind::Ext4, 64 << 20).unwrap();
+    let files = labelled_files(scratch.path(), 40);
+    // No signal with a descriptor in it can be queued for such a process.
+    let daemon = limited("ulimit -i 0", scratch.path());
+    for path in &files {
+        files::read(path).unwrap();
+    }
+    assert_eq!(daemon.status()["remembered"]["known"], 40);
+    assert_eq!(change_and_read(&files, 40), Vec::<String>::new());
+    for path in &files {
+        label_becomes(path, &files::read(path).unwrap());
+    }
+    assert!(daemon.status()["failures"]["lease-signal-lost"].as_u64().unwrap() > 0);
+    assert_eq!(complaints(&daemon.stop()), []);
+}
+
 #[test]
 fn a_guard_with_few_descriptors_forgets_more_but_refuses_nobody() {
     let Some(_) = testing::root() else { return };
     let scratch = ScratchMount::new(FsKind::Ext4, 64 << 20).unwrap();
     let files = labelled_files(scratch.path(), 400);
-    let run_dir = RunDir::new();
-    let policy = run_dir.policy(EVERYTHING_OF_ROOT);
-    let whole = daemon::command(run_dir.path(), "enforce", &policy, &[scratch.path()]);
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 1060 && exec \"$@\"", "sh"]).arg(whole.get_program()).args(whole.get_args());
-    command
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    let daemon = Daemon::run(run_dir, command, Log::Read);
-    assert_eq!(change_and_read(&files, 100), [] as [String; 0]);
+    let daemon = limited("ulimit -n 1060", scratch.path());
+    assert_eq!(change_and_read(&files, 100), Vec::<String>::new());
     for path in &files {
         files::read(path).unwrap();
     }

@@ -277,7 +277,7 @@ fn a_btrfs_that_is_mounted_by_a_subvolume_is_guarded() {
     let identity = String::from_utf8(identity.stdout).unwrap();
     let set = Command::new("btrfs").args(["subvolume", "set-default", identity.trim()]).arg(scratch.path()).output();
     assert!(set.unwrap().status.success());
-    scratch.cycle().unwrap();
+    crate::image::cycle(&scratch);
     let daemon = Daemon::start("enforce", &[scratch.path()]);
     refused(&scratch.path().join("bad"));
     let new = scratch.path().join("new");

@@ -195,7 +195,7 @@ fn edited_with_link_backup(d: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn unpacked_as_dpkg_does(d: &Path) -> io::Result<Vec<PathBuf>> {
     let (path, new, backup) = (d.join("program"), d.join("program.dpkg-new"), d.join("program.dpkg-tmp"));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0).open(&new)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o000).open(&new)?;
     file.write_all(&[&files::program()[..], b"a newer version"].concat())?;
     rustix::fs::fchown(&file, Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))?;
     file.set_permissions(fs::Permissions::from_mode(0o755))?;
@@ -545,7 +545,7 @@ fn these_are_followed_on(patterns: &[Pattern], kind: FsKind) {
     assert!(failures.is_empty() && complained.is_empty(), "{failures:#?} {complained:#?}");
     // The next guard, which remembers nothing, sees it the same way.
     if kind != FsKind::Tmpfs {
-        scratch.cycle().unwrap();
+        crate::image::cycle(&scratch);
     }
     let daemon = Daemon::start("enforce", &[scratch.path()]);
     for (path, content) in &kept {
