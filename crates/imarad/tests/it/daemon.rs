@@ -75,6 +75,8 @@ pub(crate) enum Log {
     Read,
     /// Left in the pipe, which fills up.
     Unread,
+    /// The pipe has no reader.
+    Gone,
 }
 
 /// A running daemon.
@@ -120,12 +122,18 @@ impl Daemon {
                 (Some(reader), None)
             }
             Log::Unread => (None, Some(stderr)),
+            Log::Gone => {
+                drop(stderr);
+                (None, None)
+            }
         };
-        let stdout = child.stdout.take().unwrap();
-        let mut first = String::new();
-        BufReader::new(stdout).read_line(&mut first).unwrap();
+        let stdout = child.stdout.take();
         let daemon = Self { child, run_dir: Some(run_dir), lines, reader, unread, ended: false, watchdog };
-        assert!(first.starts_with("guarding "), "the daemon said {first:?} and {:?}", daemon.lines());
+        if let Some(stdout) = stdout {
+            let mut first = String::new();
+            BufReader::new(stdout).read_line(&mut first).unwrap();
+            assert!(first.starts_with("guarding "), "the daemon said {first:?} and {:?}", daemon.lines());
+        }
         daemon
     }
 

@@ -15,6 +15,7 @@ mod files;
 mod image;
 mod matrix;
 mod operation;
+mod starting;
 mod stress;
 mod tampering;
 mod writes;

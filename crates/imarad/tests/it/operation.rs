@@ -565,6 +565,34 @@ fn a_frozen_file_system_keeps_nobody_on_another_one_waiting() {
 }
 
 #[test]
+fn a_freeze_that_lasts_longer_than_a_worker_may_stand_still_refuses_nobody() {
+    let Some(_) = testing::root() else { return };
+    let (frozen, other) = (ext4(), ext4());
+    let medium = other.path().join("medium");
+    files::make(&medium, &vec![1; 200_000]);
+    let daemon = Daemon::start("enforce", &[frozen.path(), other.path()]);
+    let path = frozen.path().join("written");
+    let mut writers: Vec<_> = (0..4).map(|n| File::create(path.with_extension(n.to_string())).unwrap()).collect();
+    writers.push(File::create(&path).unwrap());
+    for writer in &mut writers {
+        writer.write_all(b"content").unwrap();
+        writer.sync_all().unwrap();
+    }
+    let ice = Frozen::new(&frozen);
+    drop(writers);
+    let found = thread::scope(|scope| {
+        let elsewhere = scope.spawn(|| error_of(files::read(&medium)));
+        // The first waits until the guard gives the label up; the second finds it given up.
+        let here = [error_of(files::read(&path)), error_of(files::read(&path))];
+        (elsewhere.join().unwrap(), here)
+    });
+    drop(ice);
+    assert_eq!(found, (Some(0), [Some(0), Some(0)]), "{:#?}", daemon.lines());
+    label_becomes(&path, b"content");
+    assert_eq!(complaints(&daemon.stop()), []);
+}
+
+#[test]
 fn nobody_hangs_when_the_guard_is_killed_while_it_waits_for_a_frozen_file_system() {
     let Some(_) = testing::root() else { return };
     let (frozen, other) = (ext4(), ext4());
