@@ -128,11 +128,15 @@ impl Daemon {
             }
         };
         let stdout = child.stdout.take();
-        let daemon = Self { child, run_dir: Some(run_dir), lines, reader, unread, ended: false, watchdog };
+        let mut daemon = Self { child, run_dir: Some(run_dir), lines, reader, unread, ended: false, watchdog };
         if let Some(stdout) = stdout {
             let mut first = String::new();
             BufReader::new(stdout).read_line(&mut first).unwrap();
-            assert!(first.starts_with("guarding "), "the daemon said {first:?} and {:?}", daemon.lines());
+            if !first.starts_with("guarding ") {
+                drop(daemon.child.kill());
+                daemon.wait();
+                panic!("the daemon said {first:?} and {:#?}", daemon.all_lines());
+            }
         }
         daemon
     }

@@ -1,11 +1,11 @@
 //! Many at once: no refusal of what is good, no pass for what is bad, at any moment.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
@@ -172,6 +172,41 @@ fn readers_of_a_file_that_is_rewritten_all_the_time_are_never_refused_and_those_
             .filter(|c| Path::new(&c.name) != bad || c.action != "denied")
             .collect();
         assert_eq!(wrong, [], "{kind:?}");
+    }
+}
+
+#[test]
+fn nobody_is_refused_when_many_create_the_same_file_at_once() {
+    let Some(_) = testing::root() else { return };
+    for kind in FsKind::ALL {
+        let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
+        let daemon = Daemon::start("enforce", &[scratch.path()]);
+        let refusals = AtomicU32::new(0);
+        let together = Barrier::new(THREADS);
+        thread::scope(|scope| {
+            for number in 0..THREADS {
+                let (refusals, together, directory) = (&refusals, &together, scratch.path());
+                scope.spawn(move || {
+                    for round in 0..2000 {
+                        let path = directory.join(round.to_string());
+                        together.wait();
+                        // Lock files are opened like this, and watched by those who only read.
+                        let opened = match number % 4 {
+                            0 => File::open(&path),
+                            1 => OpenOptions::new().read(true).write(true).open(&path),
+                            _ => OpenOptions::new().read(true).append(true).create(true).open(&path),
+                        };
+                        let done =
+                            opened.and_then(|mut file| if number == 3 { file.write_all(b"mine") } else { Ok(()) });
+                        if done.is_err_and(|error| error.raw_os_error() == REFUSED) {
+                            refusals.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(refusals.load(Ordering::Relaxed), 0, "{kind:?}");
+        assert_eq!(complaints(&daemon.stop()), [], "{kind:?}");
     }
 }
 
