@@ -3,22 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::daemon::{Daemon, complaints};
-use crate::files::{self, REFUSED, SCRIPT};
-
-fn good_and_bad(directory: &Path) -> (PathBuf, PathBuf) {
-    let (good, bad) = (directory.join("good"), directory.join("bad"));
-    files::make(&good, b"content");
-    files::make(&bad, b"content");
-    files::change_last_byte(&bad).unwrap();
-    (good, bad)
-}
+use crate::files::{self, REFUSED, SCRIPT, good_and_bad};
 
 fn succeeds(program: &str, arguments: &[&str], path: &Path) -> bool {
     Command::new(program).args(arguments).arg(path).output().unwrap().status.success()

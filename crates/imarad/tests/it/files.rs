@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -180,4 +180,18 @@ pub(crate) fn change_last_byte_mapped(path: &Path) -> io::Result<()> {
 /// Appends by write(2).
 pub(crate) fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     OpenOptions::new().append(true).open(path)?.write_all(bytes)
+}
+
+/// A good and a bad file.
+pub(crate) fn good_and_bad(directory: &Path) -> (PathBuf, PathBuf) {
+    let (good, bad) = (directory.join("good"), directory.join("bad"));
+    make(&good, b"content");
+    make(&bad, b"content");
+    change_last_byte(&bad).unwrap();
+    (good, bad)
+}
+
+/// 0, or the number of the error.
+pub(crate) fn error_of<T>(result: io::Result<T>) -> Option<i32> {
+    result.map(drop).map_or_else(|error| error.raw_os_error(), |()| Some(0))
 }

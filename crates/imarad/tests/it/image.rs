@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use imara_linux::testing::ScratchMount;
+use imara_linux::testing::{FsKind, ScratchMount};
 
 use crate::daemon::{RunDir, eventually};
 
@@ -65,4 +65,9 @@ pub(crate) fn cycle(scratch: &ScratchMount) {
     let mut last = None;
     let cycled = eventually(|| scratch.cycle().map_err(|error| last = Some(error)).ok());
     assert!(cycled.is_some(), "{last:?}");
+}
+
+/// The file system of tests for which one is enough.
+pub(crate) fn ext4() -> ScratchMount {
+    ScratchMount::new(FsKind::Ext4, 64 << 20).unwrap()
 }
