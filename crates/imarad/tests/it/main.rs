@@ -1,0 +1,23 @@
+//! The guard against real file systems: each test mounts its own, starts its own daemon and ends it.
+//!
+//! Every daemon has a watchdog (see [`daemon`]), so that a guard that hangs fails its test and nothing else.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test that goes wrong shall stop at once and say where"
+)]
+
+mod access;
+mod daemon;
+mod files;
+mod image;
+mod matrix;
+mod operation;
+mod patterns;
+mod starting;
+mod stress;
+mod tampering;
+mod waiting;
+mod writes;
