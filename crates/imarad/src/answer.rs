@@ -7,8 +7,9 @@
 //! 3. a question that gets lost denies by itself.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use imara_integrity::appraise::FileState;
+use imara_integrity::appraise::{FileState, Status};
 use imara_integrity::audit::{Action, Asker};
 use imara_integrity::check::{self, Complaint, Outcome, Pass, Plan, Verdict};
 use imara_integrity::collect::Collect;
@@ -31,6 +32,10 @@ use crate::serve::Guard;
 /// Files up to this size are hashed by the dispatcher, if they are in memory: handing them over would cost more.
 const INLINE: u64 = 64 * 1024;
 
+/// How long a question waits for the notice that its file is new, and how often.
+const PARKED: Duration = Duration::from_millis(2);
+const PATIENCE: u8 = 50;
+
 /// How often a file is hashed again that changes while it is read without a lease.
 const TRIES: u8 = 3;
 
@@ -41,6 +46,8 @@ pub(crate) struct Ask {
     pub(crate) facts: FileFacts,
     pub(crate) decision: Decision,
     tries: u8,
+    /// How often it may still be parked.
+    patience: u8,
 }
 
 impl Ask {
@@ -102,7 +109,7 @@ impl Guard {
         let decision = self.decide(&pending, &facts);
         match check::plan(&decision, self.settings) {
             Plan::Allow(pass) => self.let_pass(pending, pass),
-            Plan::Judge(_) => self.consider(Ask { pending, facts, decision, tries: 0 }),
+            Plan::Judge(_) => self.consider(Ask { pending, facts, decision, tries: 0, patience: PATIENCE }),
         }
     }
 
@@ -182,7 +189,7 @@ impl Guard {
     }
 
     /// Judges, with the content's digest if it is known already.
-    pub(crate) fn judge(&mut self, ask: Ask, hold: Hold, evidence: Option<Digest>) {
+    pub(crate) fn judge(&mut self, mut ask: Ask, hold: Hold, evidence: Option<Digest>) {
         let labels = match check::plan(&ask.decision, self.settings) {
             Plan::Allow(pass) => return self.let_pass(ask.pending, pass),
             Plan::Judge(labels) => labels,
@@ -193,6 +200,11 @@ impl Guard {
         let has_digest = matches!(label.bytes().map(ImaLabel::parse), Some(Ok(ImaLabel::Digest(_))));
         let new = !has_digest && self.is_new(&ask);
         match labels.read(label, FileState { size: ask.facts.size, new }) {
+            // Somebody other than its creator may ask before the kernel has told us that the file is new.
+            Collect::Settled(outcome) if ask.patience > 0 && !new && self.looks_new(&ask, &outcome) => {
+                ask.patience -= 1;
+                self.parked.push_back((Instant::now() + PARKED, ask));
+            }
             Collect::Settled(outcome) => self.settled(ask, outcome, hold),
             Collect::Content(stage) => {
                 let algorithm = stage.algorithm();
@@ -249,11 +261,11 @@ impl Guard {
         match outcome.repair {
             None => self.finish(ask, outcome, hold, None),
             Some(digest) => {
-                let lease = (hold == Hold::Lease).then(|| ask.file().as_raw_fd());
                 let key = ask.key();
-                if hold == Hold::Remembered {
-                    self.inodes.forget_known(&key);
-                }
+                // Of what is remembered the asker's own descriptor holds a lease too.
+                let hold = if hold == Hold::Remembered { Hold::Lease } else { hold };
+                self.inodes.forget_known(&key);
+                let lease = (hold == Hold::Lease).then(|| ask.file().as_raw_fd());
                 let task = Task::Repair(Box::new(Repair { ask, outcome, hold }));
                 self.hand_over(key, lease, task, Work::Label(digest));
             }
@@ -318,7 +330,7 @@ impl Guard {
         }
     }
 
-    fn now_written(&mut self, key: Key, good: bool) {
+    pub(crate) fn now_written(&mut self, key: Key, good: bool) {
         self.inodes.write(key, Written { writable: Writable { good }, file: None, complained: false });
     }
 
@@ -328,7 +340,21 @@ impl Guard {
         if ask.facts.size != 0 {
             return false;
         }
-        ask.facts.links == 0 || self.created.take(ask.file(), ask.facts.born)
+        ask.facts.links == 0 || self.created.take(ask.file(), &ask.facts)
+    }
+
+    /// Whether an empty file without a label may turn out to be new.
+    fn looks_new(&self, ask: &Ask, outcome: &Outcome) -> bool {
+        ask.facts.size == 0 && outcome.judgement.status == Status::NoLabel && self.created.may_come(&ask.facts)
+    }
+
+    /// Considers those again who have waited long enough.
+    pub(crate) fn unpark(&mut self, now: Instant) {
+        while self.parked.front().is_some_and(|(due, _)| *due <= now) {
+            if let Some((_, ask)) = self.parked.pop_front() {
+                self.consider(ask);
+            }
+        }
     }
 
     /// Lets somebody pass without having judged.

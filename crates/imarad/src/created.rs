@@ -4,35 +4,41 @@
 //! a label may not: somebody may have emptied it and stripped its label while nobody looked. The difference cannot be
 //! seen in the file, so we remember the handles of files whose creation we heard of, until they are asked for.
 
-use std::collections::HashSet;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use imara_linux::create::{CreateBuffer, CreateGroup, Creation, FileHandle, file_handle};
-use imara_linux::file::Time;
+use imara_linux::file::{self, FileFacts, Time};
 
 /// Handles remembered at most. Nearly every new file is opened at once by whoever creates it; only those made by
 /// mknod(2) and those that no rule covers stay.
 const CAPACITY: usize = 65_536;
 
-/// A hard link to an old file gives the same notice as a new file. An old file is one that was born longer than this
-/// (seconds) before or after its notice was read.
+/// A hard link to an old file gives the same notice as a new file. A file that was born longer than this (in seconds)
+/// before its notice was read is an old one.
 const FRESH: i64 = 60;
+
+/// A question may come before the notice of the file's creation, if another than the creator asks. It does not come
+/// later than this (in seconds).
+const RACE: i64 = 1;
 
 /// The creations we heard of.
 #[derive(Debug)]
 pub(crate) struct Created {
     group: CreateGroup,
     buffer: CreateBuffer,
-    heard: HashSet<FileHandle>,
+    heard: HashMap<FileHandle, Time>,
     order: VecDeque<FileHandle>,
-    read_at: i64,
+    began: Time,
+    running: Instant,
 }
 
 impl Created {
     pub(crate) fn new(group: CreateGroup) -> Self {
-        Self { group, buffer: CreateBuffer::default(), heard: HashSet::new(), order: VecDeque::new(), read_at: 0 }
+        let (heard, order) = (HashMap::new(), VecDeque::new());
+        let (began, running) = (file::clock(), Instant::now());
+        Self { group, buffer: CreateBuffer::default(), heard, order, began, running }
     }
 
     pub(crate) const fn group(&self) -> &CreateGroup {
@@ -43,13 +49,14 @@ impl Created {
     pub(crate) fn listen(&mut self) -> u64 {
         let mut lost = 0;
         loop {
+            let now = file::clock();
             let Ok(notices) = self.group.read(&mut self.buffer) else { return lost };
             let mut any = false;
             for notice in notices {
                 any = true;
                 match notice {
                     Ok(Creation::File(handle)) => {
-                        if self.heard.insert(handle) {
+                        if self.heard.insert(handle, now).is_none() {
                             self.order.push_back(handle);
                         }
                     }
@@ -59,7 +66,6 @@ impl Created {
             if !any {
                 break;
             }
-            self.read_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs().cast_signed());
         }
         while self.order.len() > CAPACITY {
             if let Some(oldest) = self.order.pop_front() {
@@ -70,11 +76,64 @@ impl Created {
     }
 
     /// Whether this file was created under guard and has not been asked about before. The notice of an `open(O_CREAT)`
-    /// is in the queue before its question is, so reading the queue now is enough.
-    pub(crate) fn take(&mut self, file: BorrowedFd<'_>, born: Option<Time>) -> bool {
+    /// is in the queue before its own question is, so reading the queue now is enough.
+    pub(crate) fn take(&mut self, descriptor: BorrowedFd<'_>, facts: &FileFacts) -> bool {
         self.listen();
-        let Ok(handle) = file_handle(file) else { return false };
-        let fresh = born.is_none_or(|born| born.seconds.abs_diff(self.read_at) <= FRESH.unsigned_abs());
-        self.heard.remove(&handle) && fresh
+        let Ok(handle) = file_handle(descriptor) else { return false };
+        let Some(heard) = self.heard.remove(&handle) else { return false };
+        match facts.born {
+            Some(born) => born_lately(born, self.began(), heard, FRESH),
+            // Without a birth, that it has one name and no old contents has to do.
+            None => facts.links <= 1 && born_lately(facts.modified, self.began(), heard, FRESH),
+        }
+    }
+
+    /// Whether the notice of this file's creation may still be on its way.
+    pub(crate) fn may_come(&self, facts: &FileFacts) -> bool {
+        born_lately(facts.born.unwrap_or(facts.modified), self.began(), file::clock(), RACE)
+    }
+
+    /// When we began, in the time of the present clock: somebody may have set it since.
+    fn began(&self) -> Time {
+        let running = i64::try_from(self.running.elapsed().as_secs()).unwrap_or(i64::MAX);
+        let by_now = file::clock().seconds.saturating_sub(running);
+        // Both are rounded to seconds.
+        let set = by_now.abs_diff(self.began.seconds) > 2;
+        if set { Time { seconds: by_now.saturating_sub(1), nanoseconds: 0 } } else { self.began }
+    }
+}
+
+/// Whether a file with this birth was made since the guard began, and not long (in seconds) before it was heard of.
+fn born_lately(born: Time, began: Time, heard: Time, long: i64) -> bool {
+    // A file system that keeps whole seconds shows the one that had begun.
+    let since = if born.nanoseconds == 0 { born.seconds >= began.seconds } else { born >= began };
+    let ahead = born.seconds > heard.seconds.saturating_add(1);
+    since && !ahead && born.seconds >= heard.seconds.saturating_sub(long)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_born_since_the_guard_began_and_lately_is_new() {
+        let time = |milliseconds: i64| Time {
+            seconds: milliseconds.div_euclid(1000),
+            nanoseconds: u32::try_from(milliseconds.rem_euclid(1000)).unwrap() * 1_000_000,
+        };
+        for (born, began, heard, expected) in [
+            (1_000_004, 1_000_004, 1_000_004, true),
+            (1_000_104, 1_000_004, 1_000_106, true),
+            (1_000_003, 1_000_004, 1_000_106, false),
+            // Whole seconds only.
+            (1_000_000, 1_000_004, 1_000_106, true),
+            (999_000, 1_000_004, 1_000_106, false),
+            // Since the guard began, but long before the notice: a hard link to an old file.
+            (1_000_104, 1_000_004, 1_062_106, false),
+            // From the future: forged.
+            (2_000_001, 1_000_004, 1_000_106, false),
+        ] {
+            assert_eq!(born_lately(time(born), time(began), time(heard), FRESH), expected, "{born} {began} {heard}");
+        }
     }
 }

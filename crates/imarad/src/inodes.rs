@@ -26,6 +26,9 @@ use crate::failure::Failure;
 /// How long a digest is remembered that nobody asks for.
 pub(crate) const IDLE: Duration = Duration::from_secs(5);
 
+/// Written files without a name that are remembered at most.
+const ORPHANS: usize = 4096;
+
 /// An inode that lives: device, number, and birth, so that a number that is used again is another inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
@@ -129,6 +132,7 @@ pub(crate) struct Inodes {
     written: HashMap<Key, Written>,
     busy: HashMap<Key, Busy>,
     leases: HashMap<RawFd, Key>,
+    orphans: VecDeque<Key>,
     capacity: usize,
 }
 
@@ -140,6 +144,7 @@ impl Inodes {
             written: HashMap::new(),
             busy: HashMap::new(),
             leases: HashMap::new(),
+            orphans: VecDeque::new(),
             capacity: capacity.max(1),
         }
     }
@@ -245,6 +250,16 @@ impl Inodes {
 
     pub(crate) fn write(&mut self, key: Key, written: Written) {
         self.written.insert(key, written);
+    }
+
+    /// Notes that a written file has no name any more. Such files are forgotten in turn: nobody tells us of their end.
+    pub(crate) fn orphan(&mut self, key: Key) {
+        self.orphans.push_back(key);
+        if self.orphans.len() > ORPHANS
+            && let Some(oldest) = self.orphans.pop_front()
+        {
+            self.written.remove(&oldest);
+        }
     }
 
     pub(crate) fn take_written(&mut self, key: &Key) -> Option<Written> {

@@ -3,10 +3,12 @@
 //! The dispatcher never waits for them: it hands a job over and finds the report later, when the wake-up descriptor is
 //! readable. A worker may wait for the guarded file system (a slow disk, a frozen one); openers of *other* files do not.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use imara_integrity::appraise::LabelRead;
 use imara_integrity::check::{self, Renewal, Settings};
@@ -18,6 +20,12 @@ use imara_linux::hash::FileHasher;
 use imara_linux::xattr;
 
 use crate::inodes::Key;
+
+/// Workers at most. More than processors, because they wait for disks more than they compute, and some may hang.
+const WORKERS: usize = 128;
+
+/// How long a worker waits for work before it ends.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// What a worker does with a file.
 #[derive(Clone, Copy, Debug)]
@@ -64,48 +72,94 @@ pub(crate) struct Report {
 }
 
 /// The workers, seen from the dispatcher.
+///
+/// One waits for each job that is being done: a job that hangs (a frozen file system, a dead disk) takes its worker with
+/// it, and the next job gets another one.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    jobs: Sender<Job>,
+    shared: Arc<Shared>,
     reports: Receiver<Report>,
 }
 
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    out: Sender<Report>,
+    wake: Arc<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Job>,
+    idle: usize,
+    workers: usize,
+}
+
 impl Pool {
-    /// Starts `threads` workers, who call `wake` after each report; their thread ids go to `threads_started`.
-    pub(crate) fn start(threads: usize, wake: &Arc<Waker>, started: &Sender<i32>) -> std::io::Result<Self> {
-        let (jobs, queue) = channel::<Job>();
+    /// No workers yet; they come with the work, and call `wake` after each report.
+    pub(crate) fn new(wake: Arc<Waker>) -> Self {
         let (out, reports) = channel();
-        let queue = Arc::new(Mutex::new(queue));
-        for number in 0..threads.max(1) {
-            let (queue, out, wake, started) = (Arc::clone(&queue), out.clone(), Arc::clone(wake), started.clone());
-            std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                let _ = started.send(imara_linux::task::own());
-                drop(started);
-                let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new() };
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(Job { key, serial, file, work, progress }) = next else { return };
-                    let done = worker.work(&file, work, &progress);
-                    drop(file);
-                    if out.send(Report { key, serial, done }).is_err() {
-                        return;
-                    }
-                    let _ = wake.wake();
-                }
-            })?;
-        }
-        Ok(Self { jobs, reports })
+        let shared = Shared { state: Mutex::default(), work: Condvar::new(), out, wake };
+        Self { shared: Arc::new(shared), reports }
     }
 
-    /// Queues a job. Never waits.
+    /// Queues a job, and starts another worker if none is free. Never waits.
     pub(crate) fn submit(&self, job: Job) {
-        // Workers end only when this sender is dropped.
-        let _ = self.jobs.send(job);
+        let mut state = self.shared.lock();
+        state.queue.push_back(job);
+        if state.queue.len() > state.idle && state.workers < WORKERS {
+            let shared = Arc::clone(&self.shared);
+            let begun = std::thread::Builder::new().name("worker".into()).spawn(move || shared.serve());
+            // Without another thread the job waits for one that is there.
+            state.workers += usize::from(begun.is_ok());
+        }
+        self.shared.work.notify_one();
     }
 
     /// A report that has come in, if any.
     pub(crate) fn report(&self) -> Option<Report> {
         self.reports.try_recv().ok()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works until there has been nothing to do for a while.
+    fn serve(&self) {
+        let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new() };
+        while let Some(Job { key, serial, file, work, progress }) = self.next() {
+            // It has begun: the time in the queue does not count as a stall.
+            progress.fetch_add(1, Ordering::Relaxed);
+            let done = worker.work(&file, work, &progress);
+            // Before the report: the dispatcher may give the lease back, which this copy would keep.
+            drop(file);
+            if self.out.send(Report { key, serial, done }).is_err() {
+                return;
+            }
+            let _ = self.wake.wake();
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut state = self.lock();
+        state.idle += 1;
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                state.idle -= 1;
+                return Some(job);
+            }
+            let (back, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = back;
+            if waited.timed_out() && state.queue.is_empty() {
+                state.idle -= 1;
+                state.workers -= 1;
+                return None;
+            }
+        }
     }
 }
 

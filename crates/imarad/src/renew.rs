@@ -107,15 +107,17 @@ impl Guard {
     pub(crate) fn closed(&mut self, file: OwnedFd) {
         let Ok(facts) = file::facts(file.as_fd()) else { return };
         let key = Key::from(&facts);
-        if facts.links == 0 {
-            self.inodes.take_written(&key);
-            return;
-        }
         if let Some(busy) = self.inodes.busy_mut(&key) {
             busy.closed = Some(file);
             return;
         }
         let Some(written) = self.inodes.written_mut(&key) else { return };
+        if facts.links == 0 {
+            // Nobody will find it by a name. Who has it open, or was just about to, may still open it again: the label
+            // is renewed then.
+            self.inodes.orphan(key);
+            return;
+        }
         written.file = Some(file);
         self.try_renewal(key, 0);
     }
@@ -157,7 +159,14 @@ impl Guard {
     pub(crate) fn hand_over(&mut self, key: Key, lease: Option<RawFd>, task: Task, work: Work) {
         let file = match task.file().try_clone_to_owned() {
             Ok(file) => file,
-            Err(error) => return self.give_up(task, Failure::ContentUnreadable, &error.to_string()),
+            Err(error) => {
+                let renewal = matches!(task, Task::Renew(_));
+                if renewal {
+                    self.now_written(key, true);
+                }
+                let failure = if renewal { Failure::LabelNotWritten } else { Failure::ContentUnreadable };
+                return self.give_up(task, failure, &error.to_string());
+            }
         };
         self.serial += 1;
         let progress = Arc::new(AtomicU64::new(0));
@@ -194,7 +203,17 @@ impl Guard {
                 self.note_failure(Failure::LabelNotWritten, repair.ask.file(), &why);
                 self.repaired(*repair, false);
             }
-            (Some(Task::Renew(whose)), Done::Renewed { digest, wrote }) => self.renewed(key, whose, digest, wrote),
+            (Some(Task::Renew(whose)), Done::Renewed { digest, wrote }) if trusted => {
+                self.renewed(key, whose, digest, wrote);
+            }
+            (Some(Task::Renew(whose)), Done::Renewed { .. }) => {
+                // A writer was let in meanwhile: what was written may be wrong, and will be renewed after him.
+                self.now_written(key, true);
+                match whose {
+                    Renewing::For(file) => self.closed(file),
+                    Renewing::Asked(ask) => self.consider(*ask),
+                }
+            }
             (Some(Task::Renew(whose)), Done::NotWritten(why) | Done::Unreadable(why)) => {
                 self.not_renewed(key, whose, &mut busy, &why);
             }

@@ -1,5 +1,6 @@
 //! The dispatcher: one thread that takes every event and waits for nothing but events.
 
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -16,6 +17,7 @@ use imara_linux::mounts::MountWatch;
 use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{Request, Signals};
 
+use crate::answer::Ask;
 use crate::created::Created;
 use crate::failure::Failure;
 use crate::filesystems::FileSystems;
@@ -71,6 +73,7 @@ pub(crate) struct Guard {
     pub(crate) filesystems: FileSystems,
     pub(crate) inodes: Inodes,
     pub(crate) retries: Retries,
+    pub(crate) parked: VecDeque<(Instant, Ask)>,
     pub(crate) counters: Counters,
     pub(crate) hasher: FileHasher,
     pub(crate) label: Vec<u8>,
@@ -111,10 +114,12 @@ impl Guard {
                 self.tick(now);
             }
             self.retry(now);
+            self.unpark(now);
             if ending.is_some_and(|since| self.may_end(since, now)) {
                 break;
             }
-            let until = self.retries.next().map_or(next_tick, |retry| retry.min(next_tick));
+            let parked = self.parked.front().map(|(due, _)| *due);
+            let until = [self.retries.next(), parked].into_iter().flatten().fold(next_tick, Instant::min);
             let timeout = until.saturating_duration_since(Instant::now());
             let mounts_changed = epoll
                 .wait(&mut ready, Some(timeout))?

@@ -50,9 +50,6 @@ const CROSS_DEVICE: i32 = 18;
 /// Where the locks of guarded file systems are, by device number.
 const LOCKS: &str = "/run/imara-guarded";
 
-/// Workers at most. They wait for disks more than they compute.
-const WORKERS: usize = 4;
-
 /// Starts the guard and serves until it is told to end.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     // Before any thread: all inherit the blocked signals.
@@ -76,8 +73,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let wake = Arc::new(Waker::new()?);
     let (started, own_threads) = channel();
     let _ = started.send(task::own());
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS);
-    let pool = Pool::start(workers, &wake, &started)?;
+    let pool = Pool::new(Arc::clone(&wake));
     let keeper = Keeper::start(&wake, &started)?;
     let (orders, commands) = sync_channel(16);
     let listener = Listener::bind(&config.run_dir.join("control"))?;
@@ -116,6 +112,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         filesystems,
         inodes: Inodes::new(usize::try_from(capacity)?),
         retries: Retries::default(),
+        parked: std::collections::VecDeque::new(),
         counters: Counters::default(),
         hasher: FileHasher::default(),
         label: Vec::new(),

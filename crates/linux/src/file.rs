@@ -19,6 +19,14 @@ pub struct Time {
     pub nanoseconds: u32,
 }
 
+/// The clock that file systems take their times from (`CLOCK_REALTIME_COARSE`): what is changed after this call never
+/// shows an earlier time, unless somebody sets the clock.
+#[must_use]
+pub fn clock() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or(0) }
+}
+
 /// What one `statx` says about an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileFacts {
@@ -38,6 +46,8 @@ pub struct FileFacts {
     pub links: u32,
     /// Last change of contents or metadata (ctime).
     pub changed: Time,
+    /// Last change of contents (mtime); utimes(2) sets it to anything.
+    pub modified: Time,
     /// Birth, where the file system knows it.
     pub born: Option<Time>,
     /// The mount it was opened through, as in `/proc/self/mountinfo`; absent before Linux 5.8.
@@ -81,6 +91,7 @@ fn from_statx(facts: &Statx) -> FileFacts {
         size: facts.stx_size,
         links: facts.stx_nlink,
         changed: time(facts.stx_ctime),
+        modified: time(facts.stx_mtime),
         born: known.contains(StatxFlags::BTIME).then(|| time(facts.stx_btime)),
         mount_id: known.contains(StatxFlags::MNT_ID).then_some(facts.stx_mnt_id),
     }

@@ -179,22 +179,6 @@ fn a_freeze_that_lasts_longer_than_a_worker_may_stand_still_refuses_nobody() {
 }
 
 #[test]
-fn nobody_hangs_when_the_guard_is_killed_while_it_waits_for_a_frozen_file_system() {
-    let Some(_) = testing::root() else { return };
-    let (frozen, other) = (ext4(), ext4());
-    let (good, _) = good_and_bad(other.path());
-    let mut daemon = Daemon::start("enforce", &[frozen.path(), other.path()]);
-    let before = done_while_frozen(&frozen, || {
-        eventually(|| (daemon.status()["remembered"]["busy"] == 6).then_some(())).unwrap();
-        daemon.signal(Signal::KILL);
-        thread::sleep(Duration::from_millis(200));
-        files::read(&good).unwrap();
-    });
-    assert!(before, "an open waited for a guard that was killed");
-    daemon.wait().unwrap();
-}
-
-#[test]
 fn sigterm_frees_everybody_while_the_guard_waits_for_a_frozen_file_system() {
     let Some(_) = testing::root() else { return };
     let (frozen, other) = (ext4(), ext4());
