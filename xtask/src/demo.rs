@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::interrupt;
 use crate::scratch::{Budget, Copied, Scratch, binaries, copy_one, copy_tree, root_only, run};
@@ -370,7 +372,7 @@ impl Guard {
 
     /// Ends it as an administrator would.
     fn end(mut self) -> Result<()> {
-        run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]))?;
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
         let status = self.child.wait()?;
         ensure!(status.success(), "the guard ended with {status}");
         Ok(())
