@@ -162,6 +162,7 @@ impl Inodes {
         while self.known.len() >= self.capacity {
             let Some((_, oldest)) = self.known.pop_front() else { break };
             self.leases.remove(&oldest.file.as_raw_fd());
+            give_back(oldest);
         }
         self.leases.insert(file.as_raw_fd(), key);
         self.known.insert(key, Known { digest, file, used: Instant::now() });
@@ -177,7 +178,8 @@ impl Inodes {
         if let Some(known) = self.known.get_mut(key) {
             self.leases.remove(&known.file.as_raw_fd());
             self.leases.insert(file.as_raw_fd(), *key);
-            known.file = file;
+            let before = std::mem::replace(&mut known.file, file);
+            let _ = imara_linux::lease::release(before.as_fd());
         }
     }
 
@@ -190,13 +192,14 @@ impl Inodes {
 
     /// Forgets a digest and gives its lease back.
     pub(crate) fn forget_known(&mut self, key: &Key) {
-        drop(self.take_known(key));
+        self.take_known(key).into_iter().for_each(give_back);
     }
 
     /// Forgets every digest.
     pub(crate) fn forget_all_known(&mut self) {
         for (_, known) in self.known.drain() {
             self.leases.remove(&known.file.as_raw_fd());
+            give_back(known);
         }
     }
 
@@ -226,6 +229,7 @@ impl Inodes {
             }
             if let Some((_, oldest)) = self.known.pop_front() {
                 self.leases.remove(&oldest.file.as_raw_fd());
+                give_back(oldest);
             }
         }
     }
@@ -323,4 +327,9 @@ impl Inodes {
     pub(crate) fn good_writers(&self) -> usize {
         self.written.values().filter(|written| written.writable.good).count()
     }
+}
+
+/// Gives a lease back at once. Closing the descriptor is not enough: the keeper may still hold the same description.
+fn give_back(known: Known) {
+    let _ = imara_linux::lease::release(known.file.as_fd());
 }

@@ -77,6 +77,8 @@ impl Guard {
         let Some(known) = self.inodes.take_known(&key) else { return };
         if let Some(good) = self.good_for_writing(&known.file, known.digest) {
             self.now_written_by(key, good, known.file, false);
+        } else {
+            let _ = imara_linux::lease::release(known.file.as_fd());
         }
         // Else the policy does not ask about writers: the lease is given back and all is forgotten.
     }

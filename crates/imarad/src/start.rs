@@ -52,6 +52,7 @@ const LOCKS: &str = "/run/imara-guarded";
 
 /// Starts the guard and serves until it is told to end.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    limits::never_dump_core()?;
     // Before any thread: all inherit the blocked signals.
     let signals = Signals::open()?;
     let signal = LeaseSignal::realtime(3).context("the kernel has no real-time signal 3")?;
@@ -194,6 +195,9 @@ fn lock_filesystems(mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Vec<Lock>> 
 }
 
 fn lease_break_time() -> anyhow::Result<Duration> {
+    if std::fs::read_to_string("/proc/sys/fs/leases-enable").is_ok_and(|enabled| enabled.trim() == "0") {
+        bail!("leases are disabled, and nothing can be judged without them (fix: sysctl fs.leases-enable=1)");
+    }
     let whole = lease::break_time()?;
     match whole.checked_sub(LEASE_MARGIN).filter(|rest| !rest.is_zero()) {
         Some(rest) => Ok(rest),

@@ -108,14 +108,16 @@ impl PermissionGroup {
     ///
     /// Non-blocking, close-on-exec, with unlimited queue and marks. `FAN_REPORT_TID` (Linux 4.20) and
     /// `FAN_REPORT_FD_ERROR` (Linux 6.13) are used where the kernel has them. The files of events are opened with
-    /// `O_RDONLY|O_LARGEFILE|O_CLOEXEC|O_NOATIME`.
+    /// `O_RDONLY|O_LARGEFILE|O_CLOEXEC|O_NOATIME|O_NONBLOCK`: without the last one, whoever holds a write lease on a file
+    /// would keep our read waiting, and everybody with it. Such an event comes as [`Event::Unopenable`].
     ///
     /// # Errors
     /// `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` or `ENOSYS` if the kernel has no permission events, `EMFILE` if there are too many groups.
     pub fn open() -> Result<Self, FanotifyError> {
         const BASE: u32 =
             libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_MARKS | libc::FAN_UNLIMITED_QUEUE;
-        let file_flags = u32::try_from(libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC | libc::O_NOATIME)
+        let file_flags = libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC | libc::O_NOATIME | libc::O_NONBLOCK;
+        let file_flags = u32::try_from(file_flags)
             .map_err(|_| CallError::new("fanotify_init", Target::Process, rustix::io::Errno::INVAL))?;
         let mut refusal = io::Error::from(rustix::io::Errno::INVAL);
         for optional in [libc::FAN_REPORT_TID | FAN_REPORT_FD_ERROR, libc::FAN_REPORT_TID, 0] {

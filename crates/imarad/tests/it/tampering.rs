@@ -197,6 +197,8 @@ fn a_hard_link_does_not_make_a_file_new_that_is_older_than_the_guard() {
         let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
         let (old, link) = (scratch.path().join("old"), scratch.path().join("link"));
         File::create(&old).unwrap();
+        // Births are told by a clock of some milliseconds: older means older by more than one of its ticks.
+        std::thread::sleep(std::time::Duration::from_millis(100));
         let daemon = Daemon::start("enforce", &[scratch.path()]);
         fs::hard_link(&old, &link).unwrap();
         refused(&link);
