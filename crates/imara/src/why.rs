@@ -30,7 +30,7 @@ pub(crate) const fn not_a_file(kind: Kind) -> &'static str {
 /// A file or directory could not be opened.
 pub(crate) fn not_opened(error: &io::Error) -> String {
     let fix = if error.raw_os_error() == Some(NOT_PERMITTED) {
-        "; a guard in mode enforce refuses a file that is not what its label says (fix: `imara mode fix`, or stop the \
+        "; a guard in mode enforce refuses a file that is not what its label says (fix: `imara mode log` meanwhile, or stop the \
          guard)"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         " (fix: run as root)"
