@@ -6,7 +6,7 @@
 //! 2. the answer is given before anything is logged;
 //! 3. a question that gets lost denies by itself.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use imara_integrity::appraise::{FileState, Status};
@@ -21,16 +21,14 @@ use imara_integrity::policy::Decision;
 use imara_linux::fanotify::Pending;
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
-use imara_linux::xattr;
 use imara_linux::{open_call, task};
 
+use crate::closer::LateFd;
 use crate::failure::Failure;
-use crate::inodes::{Key, Renewing, Task, Written};
+use crate::inodes::{Key, Known, Renewing, Task};
+use crate::look::{Look, Wanted};
 use crate::pool::Work;
 use crate::serve::Guard;
-
-/// Files up to this size are hashed by the dispatcher, if they are in memory: handing them over would cost more.
-const INLINE: u64 = 64 * 1024;
 
 /// How long a question waits for the notice that its file is new, and how often.
 const PARKED: Duration = Duration::from_millis(2);
@@ -45,9 +43,12 @@ pub(crate) struct Ask {
     pub(crate) pending: Pending,
     pub(crate) facts: FileFacts,
     pub(crate) decision: Decision,
+    pub(crate) hold: Hold,
     tries: u8,
     /// How often it may still be parked.
     patience: u8,
+    /// Whether everything that was in the kernel's queue when it came has been heard.
+    heard: bool,
 }
 
 impl Ask {
@@ -58,27 +59,38 @@ impl Ask {
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.pending.file()
     }
+
+    /// Gives the lease on its descriptor back, if there is one.
+    fn release(&mut self) {
+        if std::mem::replace(&mut self.hold, Hold::Nothing).is_lease() {
+            let _ = lease::release(self.file());
+        }
+    }
 }
 
 /// What we know of writers at the moment of judging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// The digest is remembered, its lease is held elsewhere.
+    /// Not looked at yet.
+    Nothing,
+    /// The asker's own descriptor holds a read lease, and so does the one that is remembered.
     Remembered,
     /// The asker's own descriptor holds a read lease.
     Lease,
     /// No lease to be had: somebody, perhaps the asker, has the file open for writing.
     Writer,
-    /// Not looked at yet.
-    Unknown,
+    /// No lease to be had for another reason: nothing is known of writers.
+    Unleased,
 }
 
-/// What is known when somebody has been answered.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    hold: Hold,
-    good: bool,
-    allowed: bool,
+impl Hold {
+    /// Whether the asker's own descriptor holds a lease.
+    const fn is_lease(self) -> bool {
+        match self {
+            Self::Remembered | Self::Lease => true,
+            Self::Nothing | Self::Writer | Self::Unleased => false,
+        }
+    }
 }
 
 /// An opener that waits for its file's label to be repaired.
@@ -86,7 +98,7 @@ struct Held {
 pub(crate) struct Repair {
     pub(crate) ask: Ask,
     pub(crate) outcome: Outcome,
-    pub(crate) hold: Hold,
+    pub(crate) look: Look,
 }
 
 impl Guard {
@@ -109,7 +121,10 @@ impl Guard {
         let decision = self.decide(&pending, &facts);
         match check::plan(&decision, self.settings) {
             Plan::Allow(pass) => self.let_pass(pending, pass),
-            Plan::Judge(_) => self.consider(Ask { pending, facts, decision, tries: 0, patience: PATIENCE }),
+            Plan::Judge(_) => {
+                let hold = Hold::Nothing;
+                self.consider(Ask { pending, facts, decision, hold, tries: 0, patience: PATIENCE, heard: false });
+            }
         }
     }
 
@@ -145,8 +160,21 @@ impl Guard {
         crate::filesystems::masks(call).unwrap_or(ANY)
     }
 
+    /// Considers somebody who has waited: his file may have changed since he came.
+    pub(crate) fn reconsider(&mut self, mut ask: Ask) {
+        match self.refresh(&mut ask) {
+            Ok(()) => self.consider(ask),
+            Err(why) => self.fail(ask, Failure::FactsUnreadable, &why),
+        }
+    }
+
+    fn refresh(&self, ask: &mut Ask) -> Result<(), String> {
+        ask.facts = file::facts(ask.file()).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
     /// Looks at what is remembered of the inode, then judges.
-    pub(crate) fn consider(&mut self, ask: Ask) {
+    pub(crate) fn consider(&mut self, mut ask: Ask) {
         let key = ask.key();
         if let Some(busy) = self.inodes.busy_mut(&key) {
             if let Some(failure) = busy.stalled {
@@ -155,133 +183,199 @@ impl Guard {
             busy.waiting.push_back(ask);
             return;
         }
-        if let Some(written) = self.inodes.written(&key) {
-            let writable = written.writable;
-            if !self.take_lease(ask.file()) {
-                return match check::while_written(writable) {
-                    Some(pass) => self.let_pass(ask.pending, pass),
-                    None => self.judge(ask, Hold::Writer, None),
-                };
-            }
-            let complained = self.inodes.take_written(&key).is_some_and(|written| written.complained);
-            if writable.good {
-                // The last writer has gone: the label may lag behind, so it is renewed before anybody reads.
-                return self.renew(key, Renewing::Asked(Box::new(ask)), complained);
-            }
-            return self.judge(ask, Hold::Lease, None);
+        self.take_lease(&mut ask);
+        if self.inodes.written(&key).is_some() {
+            return self.consider_written(ask, key);
         }
         match self.inodes.known(&key) {
-            // A writer is let in at once, without having to break the lease (which would fail with O_NONBLOCK). The
-            // digest is still true: he has not written yet.
-            Some(digest) if !self.take_lease(ask.file()) => {
-                self.inodes.forget_known(&key);
-                self.judge(ask, Hold::Writer, Some(digest));
+            None => self.look(ask),
+            Some(known) => {
+                let digest = known.digest;
+                let seen = known.sighting.holds(&ask.facts).then(|| Look {
+                    sighting: known.sighting,
+                    label: known.label.clone(),
+                    digest: Some(digest),
+                });
+                self.consider_known(ask, key, digest, seen);
             }
-            Some(digest) => self.judge(ask, Hold::Remembered, Some(digest)),
-            None => self.judge(ask, Hold::Unknown, None),
         }
     }
 
-    /// Tries for a read lease on a file. Where there is none to be had (a file system without leases) nothing can be
-    /// remembered, as if there were a writer.
-    pub(crate) fn take_lease(&self, file: BorrowedFd<'_>) -> bool {
-        matches!(lease::take(file, self.leases.signal()), Ok(Taken::Held))
+    /// The content's digest is known, and its label too unless it may have been changed.
+    fn consider_known(&mut self, mut ask: Ask, key: Key, digest: Digest, seen: Option<Look>) {
+        let fresh = seen.is_none();
+        let seen = seen.or_else(|| self.look_at_once(&ask, Some(digest)));
+        if ask.hold == Hold::Lease {
+            let Some(look) = seen else {
+                // From here on his lease guards the digest, for whoever else would be told that it breaks.
+                self.inodes.forget_known(&key);
+                return self.look_elsewhere(ask, Some(digest));
+            };
+            if fresh {
+                self.inodes.relabelled(&key, look.label.clone(), look.sighting);
+            }
+            ask.hold = Hold::Remembered;
+            return self.judge(ask, look);
+        }
+        // A writer is let in at once, without having to break the lease (which would fail with O_NONBLOCK). The digest is
+        // still true: he has not written yet.
+        self.inodes.forget_known(&key);
+        match seen {
+            Some(look) => self.judge(ask, look),
+            None => self.look(ask),
+        }
     }
 
-    /// Judges, with the content's digest if it is known already.
-    pub(crate) fn judge(&mut self, mut ask: Ask, hold: Hold, evidence: Option<Digest>) {
+    /// Somebody has, or had a moment ago, the file open for writing.
+    fn consider_written(&mut self, mut ask: Ask, key: Key) {
+        let Some(Writable { good }) = self.inodes.written(&key).map(|written| written.writable) else {
+            return self.look(ask);
+        };
+        if ask.hold != Hold::Lease {
+            return match check::while_written(Writable { good }) {
+                Some(pass) => self.let_pass(ask.pending, pass),
+                None => self.look(ask),
+            };
+        }
+        // There is no writer any more. He need not have changed anything: his open may have failed after all.
+        if let Err(why) = self.refresh(&mut ask) {
+            return self.fail(ask, Failure::FactsUnreadable, &why);
+        }
+        let Some(written) = self.inodes.take_written(&key) else { return self.look(ask) };
+        let untouched = written.is_untouched(&ask.facts);
+        match written.before {
+            // The notice of his close may be in the queue behind this question.
+            Some(_) if untouched && !ask.heard => {
+                self.inodes.write(key, written);
+                ask.heard = true;
+                self.park(ask);
+            }
+            Some(look) if untouched => self.judge(ask, look),
+            // The label may lag behind, so it is renewed before anybody reads.
+            _ if good => self.renew(key, Renewing::Asked(Box::new(ask)), written.complained),
+            _ => self.look(ask),
+        }
+    }
+
+    /// Tries for a read lease on the asker's descriptor.
+    fn take_lease(&mut self, ask: &mut Ask) {
+        ask.hold = match lease::take(ask.file(), self.leases.signal()) {
+            Ok(Taken::Held) => Hold::Lease,
+            Ok(Taken::Writer) => Hold::Writer,
+            Err(error) => {
+                self.no_lease(ask.file(), &error.to_string());
+                Hold::Unleased
+            }
+        };
+    }
+
+    /// A file that gives no lease, though nobody is writing to it: judged, never remembered.
+    pub(crate) fn no_lease(&mut self, file: BorrowedFd<'_>, why: &str) {
+        // Such a file is asked about again and again: the counter tells how often, the log only that it happens.
+        let word = Failure::LeaseRefused;
+        if self.counters.count(word) == 1 {
+            self.say_failure(word, file, why);
+        }
+    }
+
+    /// Looks at label and content.
+    fn look(&mut self, mut ask: Ask) {
+        // They must be from after the lease was taken.
+        if let Err(why) = self.refresh(&mut ask) {
+            return self.fail(ask, Failure::FactsUnreadable, &why);
+        }
+        match self.look_at_once(&ask, None) {
+            Some(look) => self.looked(ask, look),
+            None => self.look_elsewhere(ask, None),
+        }
+    }
+
+    fn look_elsewhere(&mut self, ask: Ask, known: Option<Digest>) {
+        let wanted = Wanted { decision: ask.decision, settings: self.settings, known, anyway: None };
+        self.hand_over_ask(ask, wanted);
+    }
+
+    fn hand_over_ask(&mut self, ask: Ask, wanted: Wanted) {
+        let lease = ask.hold.is_lease().then(|| ask.file().as_raw_fd());
+        self.hand_over(ask.key(), lease, Task::Judge(Box::new(ask)), Work::Look(wanted));
+    }
+
+    /// Somebody has looked.
+    pub(crate) fn looked(&mut self, mut ask: Ask, look: Look) {
+        if !ask.hold.is_lease() && look.digest.is_some() {
+            // Nobody kept writers out. If the file moved meanwhile, the digest may be that of a content it never had.
+            if let Err(why) = self.refresh(&mut ask) {
+                return self.fail(ask, Failure::FactsUnreadable, &why);
+            }
+            if !look.sighting.looks_like(&ask.facts) {
+                ask.tries += 1;
+                if ask.tries >= TRIES {
+                    return self.fail(ask, Failure::ContentChanging, "it changed while it was read");
+                }
+                return self.look_elsewhere(ask, None);
+            }
+        }
+        self.judge(ask, look);
+    }
+
+    /// Judges what was found.
+    fn judge(&mut self, mut ask: Ask, look: Look) {
         let labels = match check::plan(&ask.decision, self.settings) {
             Plan::Allow(pass) => return self.let_pass(ask.pending, pass),
             Plan::Judge(labels) => labels,
         };
-        let mut buffer = std::mem::take(&mut self.label);
-        let label = xattr::read_label(ask.file(), xattr::IMA, &mut buffer);
+        let label = look.label.as_read();
         // A digest says what the file should be; without one, or before its data came, it counts whether it is new.
         let has_digest = matches!(label.bytes().map(ImaLabel::parse), Some(Ok(ImaLabel::Digest(_))));
         let new = !has_digest && self.is_new(&ask);
-        match labels.read(label, FileState { size: ask.facts.size, new }) {
-            // Somebody other than its creator may ask before the kernel has told us that the file is new.
-            Collect::Settled(outcome) if ask.patience > 0 && !new && self.looks_new(&ask, &outcome) => {
-                ask.patience -= 1;
-                self.parked.push_back((Instant::now() + PARKED, ask));
+        let outcome = match labels.read(label, FileState { size: ask.facts.size, new }) {
+            Collect::Settled(outcome) => {
+                // Somebody other than its creator may ask before the kernel has told us that the file is new.
+                if ask.patience > 0 && !new && self.looks_new(&ask, &outcome) {
+                    ask.patience -= 1;
+                    return self.park(ask);
+                }
+                outcome
             }
-            Collect::Settled(outcome) => self.settled(ask, outcome, hold),
             Collect::Content(stage) => {
                 let algorithm = stage.algorithm();
-                match evidence.filter(|digest| digest.algorithm() == algorithm) {
-                    Some(digest) => self.settled(ask, stage.settle(digest), hold),
+                match look.digest.filter(|digest| digest.algorithm() == algorithm) {
+                    Some(digest) => stage.settle(digest),
                     None => {
-                        let hold = match hold {
-                            Hold::Unknown if self.take_lease(ask.file()) => Hold::Lease,
-                            Hold::Unknown => Hold::Writer,
-                            Hold::Remembered | Hold::Lease | Hold::Writer => hold,
-                        };
-                        let small = ask.facts.size <= INLINE;
-                        match if small {
-                            self.hasher.hash_in_memory(ask.file(), ask.facts.size, algorithm)
-                        } else {
-                            None
-                        } {
-                            Some(digest) => self.settled(ask, stage.settle(digest), hold),
-                            None => self.hash_elsewhere(ask, hold, Work::Hash(algorithm)),
-                        }
+                        // Whoever looked did not know all that we know: that the file is new, or another mode.
+                        let (decision, settings) = (ask.decision, self.settings);
+                        let wanted = Wanted { decision, settings, known: None, anyway: Some(algorithm) };
+                        return self.hand_over_ask(ask, wanted);
                     }
                 }
             }
-        }
-        self.label = buffer;
-    }
-
-    fn hash_elsewhere(&mut self, ask: Ask, hold: Hold, work: Work) {
-        let lease = (hold == Hold::Lease).then(|| ask.file().as_raw_fd());
-        self.hand_over(ask.key(), lease, Task::Judge(Box::new(ask)), work);
-    }
-
-    /// The content was hashed by a worker.
-    pub(crate) fn hashed(&mut self, mut ask: Ask, leased: bool, digest: Digest) {
-        if leased {
-            return self.judge(ask, Hold::Lease, Some(digest));
-        }
-        // Nobody kept writers out. If the file moved meanwhile, the digest may be that of a content it never had.
-        let Ok(facts) = file::facts(ask.file()) else {
-            return self.fail(ask, Failure::FactsUnreadable, "the file cannot be looked at any more");
         };
-        if (facts.changed, facts.size) != (ask.facts.changed, ask.facts.size) {
-            ask.facts = facts;
-            ask.tries += 1;
-            if ask.tries >= TRIES {
-                return self.fail(ask, Failure::ContentChanging, "it changed while it was read");
-            }
-            return self.hash_elsewhere(ask, Hold::Writer, Work::Hash(digest.algorithm()));
-        }
-        self.judge(ask, Hold::Writer, Some(digest));
+        self.settled(ask, outcome, look);
     }
 
-    fn settled(&mut self, ask: Ask, outcome: Outcome, hold: Hold) {
-        match outcome.repair {
-            None => self.finish(ask, outcome, hold, None),
-            Some(digest) => {
-                let key = ask.key();
-                // Of what is remembered the asker's own descriptor holds a lease too.
-                let hold = if hold == Hold::Remembered { Hold::Lease } else { hold };
-                self.inodes.forget_known(&key);
-                let lease = (hold == Hold::Lease).then(|| ask.file().as_raw_fd());
-                let task = Task::Repair(Box::new(Repair { ask, outcome, hold }));
-                self.hand_over(key, lease, task, Work::Label(digest));
-            }
+    fn settled(&mut self, mut ask: Ask, outcome: Outcome, look: Look) {
+        let Some(digest) = outcome.repair else { return self.finish(ask, outcome, look, None) };
+        let key = ask.key();
+        if ask.hold == Hold::Remembered {
+            // Of what is remembered the asker's own descriptor holds a lease too.
+            ask.hold = Hold::Lease;
+            self.inodes.forget_known(&key);
         }
+        let lease = ask.hold.is_lease().then(|| ask.file().as_raw_fd());
+        let task = Task::Repair(Box::new(Repair { ask, outcome, look }));
+        self.hand_over(key, lease, task, Work::Label(digest));
     }
 
     /// Answers, then logs, then remembers. `repaired`: whether a repair that was due could be made.
-    pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, hold: Hold, repaired: Option<bool>) {
+    pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
         let good = outcome.good(repaired == Some(true));
         let asker = outcome.complaint.map(|_| asker_of(ask.pending.tid()));
-        let (key, inode) = (ask.key(), ask.facts.inode);
-        let device = ask.facts.device;
+        let (key, hold, facts) = (ask.key(), ask.hold, ask.facts);
         let (allowed, answered) = match outcome.verdict {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
             Verdict::Deny(_) => (false, ask.pending.deny()),
         };
+        let file = self.closer.late(answered.file, hold.is_lease());
         if answered.sent.is_err() {
             self.counters.unanswered += 1;
         }
@@ -291,47 +385,35 @@ impl Guard {
                 (true, Some(true)) => Action::Repaired,
                 (true, _) => Action::Allowed,
             };
-            self.complain(complaint, asker, answered.file.as_fd(), device, inode, action);
+            self.complain(complaint, asker, file.as_fd(), &facts, action);
         } else {
             self.counters.allowed += 1;
         }
-        self.remember(key, Held { hold, good, allowed }, outcome.evidence, answered.file);
-    }
-
-    fn remember(&mut self, key: Key, held: Held, evidence: Option<Digest>, file: OwnedFd) {
-        let Held { hold, good, allowed } = held;
-        match (hold, evidence) {
-            (Hold::Lease, Some(digest)) => self.know(key, digest, file),
-            // Without evidence: a new file that has no label yet, or one that cannot be judged by content.
-            (Hold::Unknown, _) if allowed && good => {
-                if self.take_lease(file.as_fd()) {
-                    self.renew(key, Renewing::For(file), false);
-                } else {
-                    self.now_written(key, good);
-                }
-            }
-            (Hold::Writer, _) if allowed => self.now_written(key, good),
+        match (hold, outcome.evidence) {
+            (Hold::Lease, Some(digest)) => self.know(key, Known::new(digest, look, file)),
+            // Without evidence: a new file that has no label yet.
+            (Hold::Lease, None) if allowed && good => self.renew(key, Renewing::For(file), false),
+            (Hold::Writer, _) if allowed => self.now_written(key, good, Some(look), Some(file)),
             _ => {}
         }
     }
 
-    /// Remembers a digest, as long as the lease is held that `file` holds.
-    pub(crate) fn know(&mut self, key: Key, digest: Digest, file: OwnedFd) {
-        if let (Some(mount), Ok(copy)) = (self.filesystems.private(key.device()), file.try_clone()) {
+    /// Remembers a digest, as long as its lease is held.
+    pub(crate) fn know(&mut self, key: Key, known: Known) {
+        if let (Some(mount), Ok(copy)) =
+            (self.filesystems.private(key.device()), known.file.as_fd().try_clone_to_owned())
+        {
             self.keeper.ask(key, copy, mount);
         }
-        self.inodes.know(key, digest, file);
+        self.inodes.know(key, known);
     }
 
     /// A remembered file is open through our own mount as well: the lease moves there.
-    pub(crate) fn kept(&mut self, key: Key, own: OwnedFd) {
-        if self.inodes.is_known(&key) && self.take_lease(own.as_fd()) {
+    pub(crate) fn kept(&mut self, key: Key, mut own: LateFd) {
+        if self.inodes.is_known(&key) && matches!(lease::take(own.as_fd(), self.leases.signal()), Ok(Taken::Held)) {
+            own.now_leased();
             self.inodes.hold_by(&key, own);
         }
-    }
-
-    pub(crate) fn now_written(&mut self, key: Key, good: bool) {
-        self.inodes.write(key, Written { writable: Writable { good }, file: None, complained: false });
     }
 
     /// Whether the file was created since the guard began and has neither label nor content: the kernel's
@@ -348,11 +430,17 @@ impl Guard {
         ask.facts.size == 0 && outcome.judgement.status == Status::NoLabel && self.created.may_come(&ask.facts)
     }
 
+    /// Lets somebody wait for a moment, without keeping writers out meanwhile.
+    fn park(&mut self, mut ask: Ask) {
+        ask.release();
+        self.parked.push_back((Instant::now() + PARKED, ask));
+    }
+
     /// Considers those again who have waited long enough.
     pub(crate) fn unpark(&mut self, now: Instant) {
         while self.parked.front().is_some_and(|(due, _)| *due <= now) {
             if let Some((_, ask)) = self.parked.pop_front() {
-                self.consider(ask);
+                self.reconsider(ask);
             }
         }
     }
@@ -360,9 +448,11 @@ impl Guard {
     /// Lets somebody pass without having judged.
     pub(crate) fn let_pass(&mut self, pending: Pending, pass: Pass) {
         self.counters.allowed += 1;
-        if pending.allow(pass).sent.is_err() {
+        let answered = pending.allow(pass);
+        if answered.sent.is_err() {
             self.counters.unanswered += 1;
         }
+        drop(self.closer.late(answered.file, true));
     }
 
     /// Answers by the failure table.
@@ -375,7 +465,8 @@ impl Guard {
             Some(pass) => pending.allow(pass),
             None => pending.deny(),
         };
-        self.note_failure(failure, answered.file.as_fd(), why);
+        let file = self.closer.late(answered.file, true);
+        self.note_failure(failure, file.as_fd(), why);
     }
 
     fn complain(
@@ -383,8 +474,7 @@ impl Guard {
         complaint: Complaint,
         asker: Asker,
         file: BorrowedFd<'_>,
-        device: (u32, u32),
-        inode: u64,
+        facts: &FileFacts,
         action: Action,
     ) {
         match action {
@@ -397,8 +487,8 @@ impl Guard {
             cause: complaint.cause,
             asker,
             path: file::path_of(file).unwrap_or_default(),
-            device: self.filesystems.device_name(device),
-            inode,
+            device: self.filesystems.device_name(facts.device),
+            inode: facts.inode,
             action,
         });
     }

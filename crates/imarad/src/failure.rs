@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     HashStalled,
     /// The label of a file that was changed by a good writer could not be renewed (file system full or read-only, …).
     LabelNotWritten,
+    /// The file gave no read lease, though not because of a writer (leases were switched off, or memory ran out).
+    LeaseRefused,
     /// The kernel's signal queue was full: a lease may have been broken without our knowing.
     LeaseSignalLost,
 }
@@ -49,7 +51,7 @@ pub(crate) struct Row {
 
 impl Failure {
     /// Every row.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::QueueOverflow,
         Self::EventUnreadable,
         Self::FactsUnreadable,
@@ -57,6 +59,7 @@ impl Failure {
         Self::ContentChanging,
         Self::HashStalled,
         Self::LabelNotWritten,
+        Self::LeaseRefused,
         Self::LeaseSignalLost,
     ];
 
@@ -70,6 +73,7 @@ impl Failure {
             Self::ContentChanging => ("content-changing", Answer::DenyIfEnforcing),
             Self::HashStalled => ("hash-stalled", Answer::DenyIfEnforcing),
             Self::LabelNotWritten => ("label-not-written", Answer::Allow),
+            Self::LeaseRefused => ("lease-refused", Answer::Nobody),
             Self::LeaseSignalLost => ("lease-signal-lost", Answer::Nobody),
         };
         Row { word, answer }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
 use imara_integrity::policy::{Decision, Policy};
@@ -11,6 +12,12 @@ use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::file::FileFacts;
 use imara_linux::open_call::OpenCall;
 use imara_linux::private_mount::PrivateMount;
+
+/// File systems whose labels and contents, once in memory, are read without asking anybody: not a server, nor a program.
+const SELF_CONTAINED: [&str; 7] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs"];
+
+/// For how long a file system that was slow is left to the workers.
+const RECOVERY: Duration = Duration::from_secs(10);
 
 /// One guarded file system.
 #[derive(Debug)]
@@ -27,6 +34,8 @@ pub(crate) struct Guarded {
     pub(crate) marked: bool,
     /// A mount of our own, through which remembered files are held without keeping the public one busy.
     private: Option<Arc<PrivateMount>>,
+    /// When it was last seen to be slow.
+    slow: Option<Instant>,
 }
 
 /// All of them.
@@ -52,6 +61,7 @@ impl FileSystems {
             device: entry.device,
             marked: true,
             private: None,
+            slow: None,
         });
         Ok(())
     }
@@ -77,6 +87,22 @@ impl FileSystems {
 
     fn by_device(&self, device: (u32, u32)) -> Option<&Guarded> {
         self.devices.get(&device).and_then(|index| self.guarded.get(*index))
+    }
+
+    /// Whether what is in memory of this file system can be read by somebody who may not wait.
+    pub(crate) fn is_prompt(&self, device: (u32, u32), now: Instant) -> bool {
+        self.by_device(device).is_some_and(|fs| {
+            SELF_CONTAINED.contains(&fs.facts.name.as_str())
+                && fs.slow.is_none_or(|since| now.duration_since(since) > RECOVERY)
+        })
+    }
+
+    /// Something on this file system took long, or does not end.
+    pub(crate) fn was_slow(&mut self, device: (u32, u32), now: Instant) {
+        let index = self.devices.get(&device).copied();
+        if let Some(fs) = index.and_then(|index| self.guarded.get_mut(index)) {
+            fs.slow = Some(now);
+        }
     }
 
     /// What the policy asks, over all the ways in which the file may be being opened: the strictest counts.

@@ -10,18 +10,20 @@
 //! deleted file's blocks allocated. The least recently used go first, and none stays longer than [`IDLE`] unused.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hashlink::LinkedHashMap;
+use hashlink::{LinkedHashMap, LinkedHashSet};
 use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
 use imara_linux::file::{FileFacts, Time};
 
 use crate::answer::Ask;
+use crate::closer::LateFd;
 use crate::failure::Failure;
+use crate::look::{Label, Look, Sighting};
 
 /// How long a digest is remembered that nobody asks for.
 pub(crate) const IDLE: Duration = Duration::from_secs(5);
@@ -54,18 +56,40 @@ impl From<&FileFacts> for Key {
 #[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) digest: Digest,
-    pub(crate) file: OwnedFd,
+    /// The label, true as long as the file looks as it did then.
+    pub(crate) label: Label,
+    pub(crate) sighting: Sighting,
+    pub(crate) file: LateFd,
     used: Instant,
+}
+
+impl Known {
+    /// `file` holds the lease, and held it when the digest was taken.
+    pub(crate) fn new(digest: Digest, look: Look, file: LateFd) -> Self {
+        let Look { sighting, label, .. } = look;
+        Self { digest, label, sighting, file, used: Instant::now() }
+    }
 }
 
 /// A file that somebody may be writing to.
 #[derive(Debug)]
 pub(crate) struct Written {
     pub(crate) writable: Writable,
-    /// Kept for a short while after a writer closed, to renew the label with.
-    pub(crate) file: Option<OwnedFd>,
+    /// What was found in the file before anybody wrote; absent if it is sure that somebody did.
+    pub(crate) before: Option<Look>,
+    /// Kept for a short while after a writer came or went, to see whether he has gone and to renew the label.
+    pub(crate) file: Option<LateFd>,
+    /// When that is tried next.
+    pub(crate) due: Option<Instant>,
     /// Whether we have already complained that its label could not be renewed.
     pub(crate) complained: bool,
+}
+
+impl Written {
+    /// Whether the file, which looks so now, has surely not been written to.
+    pub(crate) fn is_untouched(&self, now: &FileFacts) -> bool {
+        self.before.as_ref().is_some_and(|before| before.sighting.holds(now))
+    }
 }
 
 /// What a worker is busy with, and who waits for it first.
@@ -77,6 +101,8 @@ pub(crate) enum Task {
     Repair(Box<crate::answer::Repair>),
     /// Renewing the label after the last writer closed; the descriptor holds the lease unless the asker's does.
     Renew(Renewing),
+    /// Reading the label of a file that somebody waits to write to, whose content we know.
+    Part(Box<Known>),
 }
 
 impl Task {
@@ -86,6 +112,7 @@ impl Task {
             Self::Judge(ask) | Self::Renew(Renewing::Asked(ask)) => ask.file(),
             Self::Repair(repair) => repair.ask.file(),
             Self::Renew(Renewing::For(file)) => file.as_fd(),
+            Self::Part(known) => known.file.as_fd(),
         }
     }
 }
@@ -97,7 +124,7 @@ pub(crate) type Abandoned = (Failure, Option<Task>, VecDeque<Ask>);
 #[derive(Debug)]
 pub(crate) enum Renewing {
     /// Nobody waits yet.
-    For(OwnedFd),
+    For(LateFd),
     /// This one came first and waits.
     Asked(Box<Ask>),
 }
@@ -114,7 +141,7 @@ pub(crate) struct Busy {
     /// Others who want to open it, in order.
     pub(crate) waiting: VecDeque<Ask>,
     /// A writer closed it meanwhile.
-    pub(crate) closed: Option<OwnedFd>,
+    pub(crate) closed: Option<LateFd>,
     /// Bytes hashed so far, counted by the worker.
     pub(crate) progress: Arc<AtomicU64>,
     /// The last progress seen, and when.
@@ -132,7 +159,7 @@ pub(crate) struct Inodes {
     written: HashMap<Key, Written>,
     busy: HashMap<Key, Busy>,
     leases: HashMap<RawFd, Key>,
-    orphans: VecDeque<Key>,
+    orphans: LinkedHashSet<Key>,
     capacity: usize,
 }
 
@@ -144,28 +171,34 @@ impl Inodes {
             written: HashMap::new(),
             busy: HashMap::new(),
             leases: HashMap::new(),
-            orphans: VecDeque::new(),
+            orphans: LinkedHashSet::new(),
             capacity: capacity.max(1),
         }
     }
 
-    /// The digest, if it is known; counts as use.
-    pub(crate) fn known(&mut self, key: &Key) -> Option<Digest> {
+    /// What is known of it; counts as use.
+    pub(crate) fn known(&mut self, key: &Key) -> Option<&Known> {
         let known = self.known.to_back(key)?;
         known.used = Instant::now();
-        Some(known.digest)
+        Some(known)
     }
 
-    /// Remembers a digest. `file` holds the lease. May forget the least recently used one.
-    pub(crate) fn know(&mut self, key: Key, digest: Digest, file: OwnedFd) {
-        self.forget_known(&key);
+    /// Remembers a digest. May forget the least recently used one.
+    pub(crate) fn know(&mut self, key: Key, known: Known) {
+        self.take_known(&key);
         while self.known.len() >= self.capacity {
             let Some((_, oldest)) = self.known.pop_front() else { break };
             self.leases.remove(&oldest.file.as_raw_fd());
-            give_back(oldest);
         }
-        self.leases.insert(file.as_raw_fd(), key);
-        self.known.insert(key, Known { digest, file, used: Instant::now() });
+        self.leases.insert(known.file.as_raw_fd(), key);
+        self.known.insert(key, known);
+    }
+
+    /// Notes a newer look at the label.
+    pub(crate) fn relabelled(&mut self, key: &Key, label: Label, sighting: Sighting) {
+        if let Some(known) = self.known.get_mut(key) {
+            (known.label, known.sighting) = (label, sighting);
+        }
     }
 
     /// Whether a digest is remembered; does not count as use.
@@ -174,12 +207,11 @@ impl Inodes {
     }
 
     /// Lets another descriptor, which holds a lease too, keep a remembered digest true.
-    pub(crate) fn hold_by(&mut self, key: &Key, file: OwnedFd) {
+    pub(crate) fn hold_by(&mut self, key: &Key, file: LateFd) {
         if let Some(known) = self.known.get_mut(key) {
             self.leases.remove(&known.file.as_raw_fd());
             self.leases.insert(file.as_raw_fd(), *key);
-            let before = std::mem::replace(&mut known.file, file);
-            let _ = imara_linux::lease::release(before.as_fd());
+            known.file = file;
         }
     }
 
@@ -192,14 +224,13 @@ impl Inodes {
 
     /// Forgets a digest and gives its lease back.
     pub(crate) fn forget_known(&mut self, key: &Key) {
-        self.take_known(key).into_iter().for_each(give_back);
+        drop(self.take_known(key));
     }
 
     /// Forgets every digest.
     pub(crate) fn forget_all_known(&mut self) {
         for (_, known) in self.known.drain() {
             self.leases.remove(&known.file.as_raw_fd());
-            give_back(known);
         }
     }
 
@@ -229,7 +260,6 @@ impl Inodes {
             }
             if let Some((_, oldest)) = self.known.pop_front() {
                 self.leases.remove(&oldest.file.as_raw_fd());
-                give_back(oldest);
             }
         }
     }
@@ -258,7 +288,7 @@ impl Inodes {
 
     /// Notes that a written file has no name any more. Such files are forgotten in turn: nobody tells us of their end.
     pub(crate) fn orphan(&mut self, key: Key) {
-        self.orphans.push_back(key);
+        self.orphans.insert(key);
         if self.orphans.len() > ORPHANS
             && let Some(oldest) = self.orphans.pop_front()
         {
@@ -267,6 +297,7 @@ impl Inodes {
     }
 
     pub(crate) fn take_written(&mut self, key: &Key) -> Option<Written> {
+        self.orphans.remove(key);
         self.written.remove(key)
     }
 
@@ -318,6 +349,12 @@ impl Inodes {
         stuck
     }
 
+    /// Devices of files on which a worker has not moved for this long.
+    pub(crate) fn stalled_for(&self, now: Instant, long: Duration) -> Vec<(u32, u32)> {
+        let stalled = self.busy.iter().filter(|(_, busy)| now.duration_since(busy.seen.1) > long);
+        stalled.map(|(key, _)| key.device).collect()
+    }
+
     /// Numbers for `imara status`: known, written, busy.
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         (self.known.len(), self.written.len(), self.busy.len())
@@ -327,9 +364,4 @@ impl Inodes {
     pub(crate) fn good_writers(&self) -> usize {
         self.written.values().filter(|written| written.writable.good).count()
     }
-}
-
-/// Gives a lease back at once. Closing the descriptor is not enough: the keeper may still hold the same description.
-fn give_back(known: Known) {
-    let _ = imara_linux::lease::release(known.file.as_fd());
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod closer;
 mod config;
 mod control;
 mod created;
@@ -13,6 +14,7 @@ mod filesystems;
 mod inodes;
 mod keeper;
 mod log;
+mod look;
 mod policies;
 mod pool;
 mod renew;

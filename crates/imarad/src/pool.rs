@@ -10,7 +10,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use imara_integrity::appraise::LabelRead;
 use imara_integrity::check::{self, Renewal, Settings};
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::label;
@@ -20,6 +19,7 @@ use imara_linux::hash::FileHasher;
 use imara_linux::xattr;
 
 use crate::inodes::Key;
+use crate::look::{Label, Look, Sighting, Wanted};
 
 /// Workers at most. More than processors, because they wait for disks more than they compute, and some may hang.
 const WORKERS: usize = 128;
@@ -30,8 +30,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// What a worker does with a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Work {
-    /// Hash the content.
-    Hash(HashAlgorithm),
+    /// Read the label, and hash the content if that matters.
+    Look(Wanted),
     /// Hash the content and write the label unless it is right.
     Renew(Settings),
     /// Write this digest's label.
@@ -51,10 +51,10 @@ pub(crate) struct Job {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The content's digest.
-    Hashed(Digest),
-    /// The content's digest; whether the label had to be written.
-    Renewed { digest: Digest, wrote: bool },
+    /// What was found.
+    Looked(Look),
+    /// What is there now, with the content's digest; whether the label had to be written.
+    Renewed { look: Look, digest: Digest, wrote: bool },
     /// The label is written.
     Labelled,
     /// The content could not be read.
@@ -171,8 +171,8 @@ struct Worker {
 impl Worker {
     fn work(&mut self, file: &OwnedFd, work: Work, progress: &AtomicU64) -> Done {
         match work {
-            Work::Hash(algorithm) => match self.hash(file, algorithm, progress) {
-                Ok(digest) => Done::Hashed(digest),
+            Work::Look(wanted) => match self.look(file, wanted, progress) {
+                Ok(look) => Done::Looked(look),
                 Err(error) => Done::Unreadable(error),
             },
             Work::Renew(settings) => self.renew(file, settings, progress),
@@ -183,38 +183,54 @@ impl Worker {
         }
     }
 
+    fn look(&mut self, file: &OwnedFd, wanted: Wanted, progress: &AtomicU64) -> Result<Look, String> {
+        let facts = file::facts(file.as_fd()).map_err(|error| error.to_string())?;
+        let sighting = Sighting::of(&facts);
+        let label = Label::from(xattr::read_label(file.as_fd(), xattr::IMA, &mut self.label));
+        progress.fetch_add(1, Ordering::Relaxed);
+        let digest = match wanted.algorithm(label.as_read(), facts.size) {
+            None => wanted.known,
+            Some(algorithm) => Some(match wanted.known(algorithm) {
+                Some(digest) => digest,
+                None => self.hash(file, algorithm, progress)?,
+            }),
+        };
+        Ok(Look { sighting, label, digest })
+    }
+
     fn hash(&mut self, file: &OwnedFd, algorithm: HashAlgorithm, progress: &AtomicU64) -> Result<Digest, String> {
         let size = file::facts(file.as_fd()).map_err(|error| error.to_string())?.size;
         self.hasher.hash(file.as_fd(), size, algorithm, progress).map_err(|error| error.to_string())
     }
 
     fn renew(&mut self, file: &OwnedFd, settings: Settings, progress: &AtomicU64) -> Done {
-        let mut value = std::mem::take(&mut self.label);
-        let read = xattr::read_label(file.as_fd(), xattr::IMA, &mut value);
-        if matches!(read, LabelRead::Failed | LabelRead::Unsupported) {
-            self.label = value;
+        let facts = match file::facts(file.as_fd()) {
+            Ok(facts) => facts,
+            Err(error) => return Done::Unreadable(error.to_string()),
+        };
+        let label = Label::from(xattr::read_label(file.as_fd(), xattr::IMA, &mut self.label));
+        if matches!(label, Label::Failed | Label::Unsupported) {
             return Done::NotWritten("its label cannot be read".into());
         }
-        let mut algorithm = label::algorithm_asked(read.bytes(), settings.hash);
-        let done = loop {
+        let look = |digest| Look { sighting: Sighting::of(&facts), label: label.clone(), digest: Some(digest) };
+        let mut algorithm = label::algorithm_asked(label.as_read().bytes(), settings.hash);
+        loop {
             let digest = match self.hash(file, algorithm, progress) {
                 Ok(digest) => digest,
-                Err(error) => break Done::Unreadable(error),
+                Err(error) => return Done::Unreadable(error),
             };
-            match check::renew(read, &digest, settings) {
-                Renewal::Keep => break Done::Renewed { digest, wrote: false },
+            match check::renew(label.as_read(), &digest, settings) {
+                Renewal::Keep => return Done::Renewed { look: look(digest), digest, wrote: false },
                 Renewal::Rehash(other) => algorithm = other,
-                Renewal::Write(label) => {
+                Renewal::Write(digest) => {
                     progress.fetch_add(1, Ordering::Relaxed);
-                    match write_label(file, &label) {
-                        Ok(()) => break Done::Renewed { digest, wrote: true },
-                        Err(error) => break Done::NotWritten(error),
-                    }
+                    return match write_label(file, &digest) {
+                        Ok(()) => Done::Renewed { look: look(digest).rewritten(&digest), digest, wrote: true },
+                        Err(error) => Done::NotWritten(error),
+                    };
                 }
             }
-        };
-        self.label = value;
-        done
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -18,11 +18,15 @@ use imara_integrity::collect::Collect;
 use imara_integrity::digest::Digest;
 use imara_integrity::event::{Hook, Mask};
 use imara_integrity::iint::Writable;
-use imara_linux::{file, xattr};
+use imara_integrity::policy::Decision;
+use imara_linux::file;
+use imara_linux::lease::{self, Taken};
 
-use crate::answer::{Hold, Repair};
+use crate::answer::Repair;
+use crate::closer::LateFd;
 use crate::failure::Failure;
-use crate::inodes::{Busy, Key, Renewing, Task, Written};
+use crate::inodes::{Busy, Key, Known, Renewing, Task, Written};
+use crate::look::{Look, Wanted};
 use crate::pool::{Done, Job, Report, Work};
 use crate::serve::Guard;
 
@@ -33,19 +37,23 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A worker that makes no progress for this long is given up.
 const STALL: Duration = Duration::from_secs(30);
 
-/// Whose lease is to be tried for, and when.
+/// If one makes none for this long, its file system is left to workers altogether.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Whose lease is to be tried for, and when. One that is not the time in [`Written::due`] has been overtaken.
 #[derive(Debug, Default)]
 pub(crate) struct Retries(BinaryHeap<Reverse<(Instant, u32, Key)>>);
 
 impl Retries {
-    /// Tries again after 1, 2, 4, … ms; says whether there will be another time.
-    fn later(&mut self, key: Key, attempt: u32) -> bool {
+    /// Another try after 1, 2, 4, … ms; `None` if it has been tried for long enough.
+    fn later(&mut self, key: Key, attempt: u32) -> Option<Instant> {
         let delay = Duration::from_millis(1) * 2_u32.saturating_pow(attempt.min(12));
         if delay > PATIENCE {
-            return false;
+            return None;
         }
-        self.0.push(Reverse((Instant::now() + delay, attempt + 1, key)));
-        true
+        let due = Instant::now() + delay;
+        self.0.push(Reverse((due, attempt + 1, key)));
+        Some(due)
     }
 
     /// When the next one is due.
@@ -53,11 +61,11 @@ impl Retries {
         self.0.peek().map(|Reverse((when, ..))| *when)
     }
 
-    fn due(&mut self, now: Instant) -> Option<(u32, Key)> {
+    fn due(&mut self, now: Instant) -> Option<(Instant, u32, Key)> {
         if self.next()? > now {
             return None;
         }
-        self.0.pop().map(|Reverse((_, attempt, key))| (attempt, key))
+        self.0.pop().map(|Reverse(entry)| entry)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -68,45 +76,67 @@ impl Retries {
 impl Guard {
     /// Somebody wants to write to a file whose content we know: he waits until the lease is released.
     pub(crate) fn lease_breaks(&mut self, fd: RawFd) {
+        self.lease_breaks_since(fd, Instant::now());
+    }
+
+    fn lease_breaks_since(&mut self, fd: RawFd, since: Instant) {
         let Some(key) = self.inodes.lease_holder(fd) else { return };
         self.counters.lease_breaks += 1;
         if let Some(busy) = self.inodes.busy_mut(&key) {
-            busy.broken.get_or_insert_with(Instant::now);
+            busy.broken.get_or_insert(since);
             return;
         }
+        // Dropped, the lease is given back and all is forgotten.
         let Some(known) = self.inodes.take_known(&key) else { return };
-        if let Some(good) = self.good_for_writing(&known.file, known.digest) {
-            self.now_written_by(key, good, known.file, false);
-        } else {
-            let _ = imara_linux::lease::release(known.file.as_fd());
-        }
-        // Else the policy does not ask about writers: the lease is given back and all is forgotten.
-    }
-
-    /// Whether the file is what its label says, seen from a writer; `None` if the policy does not appraise writers.
-    fn good_for_writing(&mut self, file: &OwnedFd, digest: Digest) -> Option<bool> {
-        let facts = file::facts(file.as_fd()).ok()?;
+        let Ok(facts) = file::facts(known.file.as_fd()) else { return };
         let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
-        let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return None };
-        let mut buffer = std::mem::take(&mut self.label);
-        let label = xattr::read_label(file.as_fd(), xattr::IMA, &mut buffer);
-        let good = match labels.read(label, FileState { size: facts.size, new: false }) {
-            Collect::Settled(outcome) => outcome.good(false),
-            Collect::Content(stage) => stage.algorithm() == digest.algorithm() && stage.settle(digest).good(false),
-        };
-        self.label = buffer;
-        Some(good)
+        if let Plan::Allow(_) = check::plan(&decision, self.settings) {
+            return;
+        }
+        if known.sighting.holds(&facts) {
+            let look = Look { sighting: known.sighting, label: known.label.clone(), digest: Some(known.digest) };
+            return self.part(key, known, look, decision);
+        }
+        // Somebody may have changed the label.
+        let wanted = Wanted { decision, settings: self.settings, known: Some(known.digest), anyway: None };
+        self.hand_over(key, Some(fd), Task::Part(Box::new(known)), Work::Look(wanted));
+        if let Some(busy) = self.inodes.busy_mut(&key) {
+            busy.broken = Some(since);
+        }
     }
 
-    /// Releases the lease and waits for the writer to be done.
-    fn now_written_by(&mut self, key: Key, good: bool, file: OwnedFd, complained: bool) {
-        let _ = imara_linux::lease::release(file.as_fd());
-        let file = self.retries.later(key, 0).then_some(file);
-        self.inodes.write(key, Written { writable: Writable { good }, file, complained });
+    /// Notes whether the file is what its label says at this moment, and lets the writer go on.
+    fn part(&mut self, key: Key, known: Known, look: Look, decision: Decision) {
+        let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return };
+        let Ok(facts) = file::facts(known.file.as_fd()) else { return };
+        let good = match labels.read(look.label.as_read(), FileState { size: facts.size, new: false }) {
+            Collect::Settled(outcome) => outcome.good(false),
+            Collect::Content(stage) => {
+                let same = stage.algorithm() == known.digest.algorithm();
+                same && stage.settle(known.digest).good(false)
+            }
+        };
+        let mut file = known.file;
+        file.release();
+        self.now_written(key, good, Some(look), Some(file));
+    }
+
+    /// Somebody is let in who may write. `file` is kept for a while to see whether he has gone; `before` is what is
+    /// in the file as long as he has not written.
+    pub(crate) fn now_written(&mut self, key: Key, good: bool, before: Option<Look>, file: Option<LateFd>) {
+        let due = file.as_ref().and_then(|_| self.retries.later(key, 0));
+        let (writable, file) = (Writable { good }, file.filter(|_| due.is_some()));
+        self.inodes.write(key, Written { writable, before, file, due, complained: false });
+    }
+
+    /// The file is good and its label could not be written: whoever comes next tries again.
+    fn still_to_renew(&mut self, key: Key) {
+        let writable = Writable { good: true };
+        self.inodes.write(key, Written { writable, before: None, file: None, due: None, complained: true });
     }
 
     /// A writer has closed the file; it need not have been the last one.
-    pub(crate) fn closed(&mut self, file: OwnedFd) {
+    pub(crate) fn closed(&mut self, file: LateFd) {
         let Ok(facts) = file::facts(file.as_fd()) else { return };
         let key = Key::from(&facts);
         if let Some(busy) = self.inodes.busy_mut(&key) {
@@ -114,9 +144,11 @@ impl Guard {
             return;
         }
         let Some(written) = self.inodes.written_mut(&key) else { return };
+        written.before = None;
         if facts.links == 0 {
             // Nobody will find it by a name. Who has it open, or was just about to, may still open it again: the label
             // is renewed then.
+            (written.file, written.due) = (None, None);
             self.inodes.orphan(key);
             return;
         }
@@ -126,25 +158,43 @@ impl Guard {
 
     /// Tries those whose time has come.
     pub(crate) fn retry(&mut self, now: Instant) {
-        while let Some((attempt, key)) = self.retries.due(now) {
-            if self.inodes.busy_mut(&key).is_none() && self.inodes.written(&key).is_some_and(|w| w.file.is_some()) {
+        while let Some((due, attempt, key)) = self.retries.due(now) {
+            if self.inodes.busy_mut(&key).is_none() && self.inodes.written(&key).is_some_and(|w| w.due == Some(due)) {
                 self.try_renewal(key, attempt);
             }
         }
     }
 
+    /// If no writer is left: renews the label if he found it good and has changed something, and forgets him.
     fn try_renewal(&mut self, key: Key, attempt: u32) {
         let Some(mut written) = self.inodes.take_written(&key) else { return };
-        let Some(file) = written.file.take() else {
-            return self.inodes.write(key, written);
-        };
-        if !self.take_lease(file.as_fd()) {
-            written.file = self.retries.later(key, attempt).then_some(file);
-            self.inodes.write(key, written);
-        } else if written.writable.good {
-            self.renew(key, Renewing::For(file), written.complained);
+        written.due = None;
+        let Some(mut file) = written.file.take() else { return self.inodes.write(key, written) };
+        match lease::take(file.as_fd(), self.leases.signal()) {
+            Ok(Taken::Held) => {
+                file.now_leased();
+                let untouched = file::facts(file.as_fd()).is_ok_and(|facts| written.is_untouched(&facts));
+                match written.before {
+                    Some(look) if untouched => {
+                        if let Some(digest) = look.digest {
+                            self.know(key, Known::new(digest, look, file));
+                        }
+                    }
+                    _ if written.writable.good => self.renew(key, Renewing::For(file), written.complained),
+                    // It was bad and still is: the next one to open it will be told.
+                    _ => {}
+                }
+            }
+            Ok(Taken::Writer) => {
+                written.due = self.retries.later(key, attempt);
+                written.file = Some(file).filter(|_| written.due.is_some());
+                self.inodes.write(key, written);
+            }
+            Err(error) => {
+                self.no_lease(file.as_fd(), &error.to_string());
+                self.inodes.write(key, written);
+            }
         }
-        // Else it was bad and still is: the next one to open it will be told.
     }
 
     /// Has the label renewed under the lease that the descriptor holds. `complained`: it failed before, and was logged.
@@ -164,7 +214,7 @@ impl Guard {
             Err(error) => {
                 let renewal = matches!(task, Task::Renew(_));
                 if renewal {
-                    self.now_written(key, true);
+                    self.still_to_renew(key);
                 }
                 let failure = if renewal { Failure::LabelNotWritten } else { Failure::ContentUnreadable };
                 return self.give_up(task, failure, &error.to_string());
@@ -192,28 +242,36 @@ impl Guard {
     pub(crate) fn reported(&mut self, report: Report) {
         let Report { key, serial, done } = report;
         let Some(mut busy) = self.inodes.take_busy(&key, serial) else { return };
-        let leased = busy.lease.is_some();
         // A lease that was being broken for so long may have been taken from us, and the content with it.
         let trusted = busy.broken.is_none_or(|since| since.elapsed() < self.break_time);
         match (busy.task.take(), done) {
-            (Some(Task::Judge(ask)), Done::Hashed(digest)) if trusted => self.hashed(*ask, leased, digest),
-            (Some(Task::Judge(ask)), Done::Hashed(_)) => {
+            (Some(Task::Judge(ask)), Done::Looked(look)) if trusted => self.looked(*ask, look),
+            (Some(Task::Judge(ask)), Done::Looked(_)) => {
                 self.fail(*ask, Failure::ContentChanging, "a writer was let in while it was read");
+            }
+            (Some(Task::Part(known)), Done::Looked(look)) if trusted => {
+                if let Ok(facts) = file::facts(known.file.as_fd()) {
+                    let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
+                    self.part(key, *known, look, decision);
+                }
             }
             (Some(Task::Repair(repair)), Done::Labelled) => self.repaired(*repair, true),
             (Some(Task::Repair(repair)), Done::NotWritten(why)) => {
                 self.note_failure(Failure::LabelNotWritten, repair.ask.file(), &why);
                 self.repaired(*repair, false);
             }
-            (Some(Task::Renew(whose)), Done::Renewed { digest, wrote }) if trusted => {
-                self.renewed(key, whose, digest, wrote);
+            (Some(Task::Renew(whose)), Done::Renewed { look, digest, wrote }) if trusted => {
+                self.renewed(key, whose, look, digest, wrote);
             }
             (Some(Task::Renew(whose)), Done::Renewed { .. }) => {
                 // A writer was let in meanwhile: what was written may be wrong, and will be renewed after him.
-                self.now_written(key, true);
+                self.now_written(key, true, None, None);
                 match whose {
-                    Renewing::For(file) => self.closed(file),
-                    Renewing::Asked(ask) => self.consider(*ask),
+                    Renewing::For(mut file) => {
+                        file.release();
+                        self.closed(file);
+                    }
+                    Renewing::Asked(ask) => self.reconsider(*ask),
                 }
             }
             (Some(Task::Renew(whose)), Done::NotWritten(why) | Done::Unreadable(why)) => {
@@ -221,9 +279,7 @@ impl Guard {
             }
             (Some(task), Done::Unreadable(why)) => self.give_up(task, Failure::ContentUnreadable, &why),
             // Given up before. What was good stays good; whether the label has been written is seen at the next open.
-            (None, _) if busy.stalled == Some(Failure::LabelNotWritten) => {
-                self.inodes.write(key, Written { writable: Writable { good: true }, file: None, complained: true });
-            }
+            (None, _) if busy.stalled == Some(Failure::LabelNotWritten) => self.still_to_renew(key),
             // Given up before, or a report of another kind of work, which cannot be.
             (Some(_), _) | (None, _) => {}
         }
@@ -231,26 +287,29 @@ impl Guard {
             self.closed(file);
         }
         for ask in busy.waiting {
-            self.consider(ask);
+            self.reconsider(ask);
         }
-        if let (Some(_), Some(fd)) = (busy.broken, busy.lease) {
-            self.lease_breaks(fd);
+        if let (Some(since), Some(fd)) = (busy.broken, busy.lease) {
+            self.lease_breaks_since(fd, since);
         }
     }
 
     fn repaired(&mut self, repair: Repair, wrote: bool) {
-        let Repair { ask, outcome, hold } = repair;
-        self.finish(ask, outcome, hold, Some(wrote));
+        let Repair { ask, outcome, mut look } = repair;
+        if let Some(digest) = outcome.repair.filter(|_| wrote) {
+            look = look.rewritten(&digest);
+        }
+        self.finish(ask, outcome, look, Some(wrote));
     }
 
     /// The label is right again. Whoever waited for that is judged like anybody else, with the digest at hand.
-    fn renewed(&mut self, key: Key, whose: Renewing, digest: Digest, wrote: bool) {
+    fn renewed(&mut self, key: Key, whose: Renewing, look: Look, digest: Digest, wrote: bool) {
         if wrote {
             self.counters.renewed += 1;
         }
         match whose {
-            Renewing::For(file) => self.know(key, digest, file),
-            Renewing::Asked(ask) => self.judge(*ask, Hold::Lease, Some(digest)),
+            Renewing::For(file) => self.know(key, Known::new(digest, look, file)),
+            Renewing::Asked(ask) => self.looked(*ask, look),
         }
     }
 
@@ -277,14 +336,16 @@ impl Guard {
                 self.let_pass(ask.pending, pass);
             }
         }
-        self.inodes.write(key, Written { writable: Writable { good: true }, file: None, complained: true });
+        self.still_to_renew(key);
     }
 
     /// Answers whoever a task was for by the failure table.
     fn give_up(&mut self, task: Task, failure: Failure, why: &str) {
         match task {
             Task::Judge(ask) | Task::Renew(Renewing::Asked(ask)) => self.fail(*ask, failure, why),
-            Task::Repair(repair) => self.finish(repair.ask, repair.outcome, Hold::Writer, Some(false)),
+            Task::Repair(repair) => self.repaired(*repair, false),
+            // The writer goes on; his changes are not vouched for.
+            Task::Part(known) => self.note_failure(failure, known.file.as_fd(), why),
             Task::Renew(Renewing::For(file)) => self.note_failure(failure, file.as_fd(), why),
         }
     }
@@ -297,6 +358,9 @@ impl Guard {
                 self.give_up(task, failure, why);
             }
             waiting.into_iter().for_each(|ask| self.fail(ask, failure, why));
+        }
+        for device in self.inodes.stalled_for(now, SLOW) {
+            self.filesystems.was_slow(device, now);
         }
     }
 }

@@ -18,6 +18,7 @@ use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{Request, Signals};
 
 use crate::answer::Ask;
+use crate::closer::Closer;
 use crate::created::Created;
 use crate::failure::Failure;
 use crate::filesystems::FileSystems;
@@ -65,6 +66,7 @@ pub(crate) struct Guard {
     pub(crate) notifier: Notifier,
     pub(crate) pool: Pool,
     pub(crate) keeper: Keeper,
+    pub(crate) closer: Closer,
     pub(crate) log: Log,
     pub(crate) own_threads: Vec<i32>,
     pub(crate) policy: Policy,
@@ -161,7 +163,7 @@ impl Guard {
         let events: Vec<_> = match self.group.read(buffer) {
             Ok(events) => events.collect(),
             Err(FanotifyError::Lost { error }) => {
-                self.counters.failed(Failure::EventUnreadable);
+                self.counters.count(Failure::EventUnreadable);
                 self.log.say(Level::Warning, format!("imarad: an event was lost: {error}"));
                 return Ok(());
             }
@@ -170,7 +172,7 @@ impl Guard {
         for event in events {
             match event? {
                 Event::Permission(pending) => self.asked(pending),
-                Event::CloseWrite { file, .. } => self.closed(file),
+                Event::CloseWrite { file, .. } => self.closed(self.closer.late(file, false)),
                 Event::Overflow => self.note(Failure::QueueOverflow, "events are missing"),
                 Event::Unopenable { errno, .. } => {
                     let why = errno.map_or_else(
@@ -212,11 +214,12 @@ impl Guard {
             self.reported(report);
         }
         while let Some((key, file)) = self.keeper.opened() {
-            self.kept(key, file);
+            self.kept(key, self.closer.late(file, false));
         }
         while let Ok((command, answer)) = self.commands.try_recv() {
             let reply = self.obey(command);
-            let _ = answer.try_send(reply);
+            // Who asked for a release will unmount next.
+            self.closer.afterwards(move || drop(answer.try_send(reply)));
         }
     }
 
@@ -285,6 +288,7 @@ impl Guard {
     fn tick(&mut self, now: Instant) {
         self.inodes.forget_idle(now);
         self.watch_progress(now);
+        self.closer.watch(now);
         self.say_what_has_gone();
         let _ = self.notifier.send(State::Watchdog);
     }
@@ -306,14 +310,24 @@ impl Guard {
     }
 
     fn note(&mut self, failure: Failure, why: &str) {
-        self.counters.failed(failure);
+        self.counters.count(failure);
+        self.say(failure, why);
+    }
+
+    fn say(&self, failure: Failure, why: &str) {
         self.log.say(Level::Warning, format!("imarad: {}: {why}", failure.row().word));
     }
 
     /// Counts and logs a failure that concerns one file.
     pub(crate) fn note_failure(&mut self, failure: Failure, file: BorrowedFd<'_>, why: &str) {
+        self.counters.count(failure);
+        self.say_failure(failure, file, why);
+    }
+
+    /// Logs a failure that concerns one file.
+    pub(crate) fn say_failure(&self, failure: Failure, file: BorrowedFd<'_>, why: &str) {
         let path = file::path_of(file).unwrap_or_default();
-        self.note(failure, &format!("{}: {why}", String::from_utf8_lossy(&path).escape_debug()));
+        self.say(failure, &format!("{}: {why}", String::from_utf8_lossy(&path).escape_debug()));
     }
 
     /// A stop waits a moment for labels that are just being renewed.

@@ -23,6 +23,7 @@ use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::Signals;
 use imara_linux::{limits, task};
 
+use crate::closer::Closer;
 use crate::config::Config;
 use crate::created::Created;
 use crate::filesystems::FileSystems;
@@ -105,6 +106,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         notifier: Notifier::connect(std::env::var_os("NOTIFY_SOCKET").as_deref())?,
         pool,
         keeper,
+        closer: Closer::start()?,
         log,
         own_threads: own_threads.iter().collect(),
         policy,

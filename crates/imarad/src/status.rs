@@ -29,12 +29,12 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Counts a failure.
-    pub(crate) fn failed(&mut self, failure: Failure) {
+    /// Counts a failure, and says how often it has happened.
+    pub(crate) fn count(&mut self, failure: Failure) -> u64 {
         let place = Failure::ALL.iter().position(|row| *row == failure);
-        if let Some(count) = place.and_then(|place| self.failures.get_mut(place)) {
-            *count += 1;
-        }
+        let Some(count) = place.and_then(|place| self.failures.get_mut(place)) else { return 0 };
+        *count += 1;
+        *count
     }
 
     /// Word and count of each row of the failure table.

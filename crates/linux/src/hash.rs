@@ -6,7 +6,7 @@
 //! Source: Linux `security/integrity/ima/ima_crypto.c`, `ima_calc_file_hash_tfm()`.
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use imara_integrity::digest::{Digest, HashAlgorithm, Hasher};
@@ -64,45 +64,50 @@ impl FileHasher {
         algorithm: HashAlgorithm,
         progress: &AtomicU64,
     ) -> Result<Digest, HashError> {
-        self.pieces(file, size, algorithm, |file, room, offset| {
-            let length = read_at(file, room, offset)?;
-            progress.fetch_add(u64::try_from(length).unwrap_or(u64::MAX), Ordering::Relaxed);
-            Ok(length)
-        })
-    }
-
-    /// The same if all of it is in memory (`RWF_NOWAIT`); `None` if anything would have to be waited for, or if the
-    /// file system cannot tell.
-    pub fn hash_in_memory(&mut self, file: BorrowedFd<'_>, size: u64, algorithm: HashAlgorithm) -> Option<Digest> {
-        self.pieces(file, size, algorithm, |file, room, offset| {
-            loop {
-                match rustix::io::preadv2(file, &mut [IoSliceMut::new(room)], offset, ReadWriteFlags::NOWAIT) {
-                    Err(Errno::INTR) => {}
-                    result => return result.map_err(|error| CallError::new("preadv2", file, error)),
-                }
-            }
-        })
-        .ok()
-    }
-
-    fn pieces(
-        &mut self,
-        file: BorrowedFd<'_>,
-        size: u64,
-        algorithm: HashAlgorithm,
-        mut read: impl FnMut(BorrowedFd<'_>, &mut [u8], u64) -> Result<usize, CallError>,
-    ) -> Result<Digest, HashError> {
         let (mut hasher, mut done) = (Hasher::new(algorithm), 0_u64);
         while done < size {
             let left = usize::try_from(size.saturating_sub(done)).unwrap_or(usize::MAX);
             let room = self.buffer.get_mut(..left.min(PIECE)).unwrap_or_default();
-            let length = read(file.as_fd(), room, done)?;
+            let length = read_at(file, room, done)?;
             if length == 0 {
                 return Err(HashError::Short { fd: file.as_raw_fd(), read: done, expected: size });
             }
             hasher.update(room.get(..length).unwrap_or_default());
-            done = done.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+            let length = u64::try_from(length).unwrap_or(u64::MAX);
+            progress.fetch_add(length, Ordering::Relaxed);
+            done = done.saturating_add(length);
         }
         Ok(hasher.finish())
+    }
+
+    /// Reads the first `size` bytes if all of them are in memory (`RWF_NOWAIT`). `None` if anything would have to be
+    /// waited for, if the file system cannot tell, if the file ended before, or if it is larger than the buffer.
+    pub fn load(&mut self, file: BorrowedFd<'_>, size: u64) -> Option<Loaded<'_>> {
+        let size = usize::try_from(size).ok()?;
+        let buffer = self.buffer.get_mut(..size)?;
+        let mut done = 0_usize;
+        while let Some(room) = buffer.get_mut(done..).filter(|room| !room.is_empty()) {
+            let offset = u64::try_from(done).ok()?;
+            match rustix::io::preadv2(file, &mut [IoSliceMut::new(room)], offset, ReadWriteFlags::NOWAIT) {
+                Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => return None,
+                Ok(length) => done = done.saturating_add(length),
+            }
+        }
+        Some(Loaded(buffer))
+    }
+}
+
+/// The content of a small file, in memory.
+#[derive(Debug)]
+pub struct Loaded<'b>(&'b [u8]);
+
+impl Loaded<'_> {
+    /// Its digest.
+    #[must_use]
+    pub fn hash(&self, algorithm: HashAlgorithm) -> Digest {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(self.0);
+        hasher.finish()
     }
 }

@@ -182,13 +182,19 @@ fn the_digest_is_that_of_all_bytes_and_progress_counts_them() {
 #[test]
 fn what_has_just_been_written_is_in_memory_and_hashed_without_waiting() {
     on(FsKind::Ext4, |scratch| {
-        let (path, contents) = (scratch.path().join("file"), vec![7; 300_000]);
+        let (path, contents) = (scratch.path().join("file"), vec![7; 30_000]);
         fs::write(&path, &contents).unwrap();
         let file = File::open(&path).unwrap();
-        let digest = FileHasher::default().hash_in_memory(file.as_fd(), 300_000, HashAlgorithm::Sha256);
-        assert_eq!(digest, Some(Digest::of(HashAlgorithm::Sha256, &contents)));
-        // Shorter than it is said to be: no digest of less.
-        assert_eq!(FileHasher::default().hash_in_memory(file.as_fd(), 300_001, HashAlgorithm::Sha256), None);
+        let mut hasher = FileHasher::default();
+        let digest = hasher.load(file.as_fd(), 30_000).unwrap().hash(HashAlgorithm::Sha256);
+        assert_eq!(digest, Digest::of(HashAlgorithm::Sha256, &contents));
+        // Shorter than it is said to be: no digest of less. Larger than the buffer: not at all.
+        assert!(hasher.load(file.as_fd(), 30_001).is_none());
+        assert!(hasher.load(file.as_fd(), (128 << 10) + 1).is_none());
+        assert_eq!(
+            hasher.load(file.as_fd(), 0).unwrap().hash(HashAlgorithm::Sha1),
+            Digest::of(HashAlgorithm::Sha1, b"")
+        );
     });
 }
 
