@@ -10,9 +10,11 @@
 )]
 
 mod access;
+mod crash;
 mod daemon;
 mod files;
 mod image;
+mod leases;
 mod matrix;
 mod operation;
 mod patterns;
