@@ -18,6 +18,7 @@ mod leases;
 mod matrix;
 mod operation;
 mod patterns;
+mod second;
 mod starting;
 mod stress;
 mod tampering;
