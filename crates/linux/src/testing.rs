@@ -10,9 +10,9 @@
 #![allow(clippy::print_stdout, reason = "a test that could not run says so where the tester looks")]
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -41,6 +41,30 @@ pub fn skipped(level: &str, need: &str) {
     let required = std::env::var("REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|name| name == level), "REQUIRE={required}, but this test needs {need}");
     println!("skipped: needs {need}");
+}
+
+/// Copies a program, so that it can be executed at once, with mode 0755.
+///
+/// Another process does it: whatever a process has open for writing, the children that its other threads fork have open
+/// too until they execute something, and until then nobody can execute the file (`ETXTBSY`).
+///
+/// # Errors
+/// If `install` fails; its message is in the error.
+pub fn install(from: &Path, to: &Path) -> io::Result<()> {
+    run(Command::new("install").args(["-m", "755"]).arg(from).arg(to))
+}
+
+/// Makes a program of these bytes, in the same way as [`install`].
+///
+/// # Errors
+/// Those of [`install`].
+pub fn install_bytes(content: &[u8], to: &Path) -> io::Result<()> {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(to).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = install.spawn()?;
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(content));
+    succeeded(&install, &child.wait_with_output()?)?;
+    written
 }
 
 /// A file system that can be made.
@@ -274,6 +298,10 @@ fn run(command: &mut Command) -> io::Result<()> {
         .stdin(Stdio::null())
         .output()
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", command.get_program().display())))?;
+    succeeded(command, &output)
+}
+
+fn succeeded(command: &Command, output: &Output) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::label::encode_digest;
-use imara_linux::testing::{FsKind, ScratchMount, root};
+use imara_linux::testing::{FsKind, ScratchMount, install, root};
 use imara_linux::xattr::{self, Found};
 use serde_json::Value;
 
@@ -148,7 +148,7 @@ impl Copied {
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         let program = directory.join("imara");
-        fs::copy(env!("CARGO_BIN_EXE_imara"), &program).unwrap();
+        install(Path::new(env!("CARGO_BIN_EXE_imara")), &program).unwrap();
         Self { directory, program }
     }
 }

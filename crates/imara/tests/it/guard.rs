@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use imara_linux::control::Listener;
+use imara_linux::testing::install_bytes;
 use serde_json::{Value, json};
 
 use crate::fixture::{Copied, Ran, imara, imara_words};
@@ -19,8 +19,7 @@ const STAND_IN: &str = "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done\ne
 fn with_stand_in(name: &str) -> Copied {
     let copied = Copied::new(name);
     let daemon = copied.directory.join("imarad");
-    fs::write(&daemon, STAND_IN).unwrap();
-    fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755)).unwrap();
+    install_bytes(STAND_IN.as_bytes(), &daemon).unwrap();
     copied
 }
 

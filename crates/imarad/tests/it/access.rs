@@ -3,14 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
-use crate::daemon::{Daemon, complaints};
-use crate::files::{self, REFUSED, SCRIPT, good_and_bad};
+use crate::daemon::{Daemon, EVERYTHING_OF_ROOT, Log, RunDir, complaints};
+use crate::files::{self, REFUSED, SCRIPT, good_and_bad, label_of, set_label};
 
 fn succeeds(program: &str, arguments: &[&str], path: &Path) -> bool {
     Command::new(program).args(arguments).arg(path).output().unwrap().status.success()
@@ -19,6 +19,11 @@ fn succeeds(program: &str, arguments: &[&str], path: &Path) -> bool {
 #[test]
 fn no_way_leads_around_the_guard() {
     let Some(_) = testing::root() else { return };
+    // Some hosts allow no user namespaces, and a chroot never does: nobody comes in that way there.
+    let namespaces = succeeds("unshare", &["-r", "cat"], Path::new("/dev/null"));
+    if !namespaces {
+        testing::skipped("namespaces", "user namespaces, for one of its ways");
+    }
     for kind in FsKind::ALL {
         let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
         let inside = scratch.path().join("inside");
@@ -34,11 +39,9 @@ fn no_way_leads_around_the_guard() {
             format!("mount --bind '{0}' /mnt && cat /mnt/{name}", path.parent().unwrap().display())
         };
         for (path, expected) in [(&good, true), (&bad, false)] {
-            let namespaces = succeeds("unshare", &["-r", "cat"], Path::new("/dev/null"));
             let ways = [
                 ("another user", succeeds("setpriv", &["--reuid=1000", "--clear-groups", "cat"], path)),
                 ("another process namespace", succeeds("unshare", &["-p", "-f", "cat"], path)),
-                // Some hosts allow no user namespaces, and a chroot never does: nobody comes in that way there.
                 (
                     "another user namespace",
                     if namespaces { succeeds("unshare", &["-r", "cat"], path) } else { expected },
@@ -84,6 +87,91 @@ fn a_good_script_with_a_bad_interpreter_is_not_executed() {
     assert_eq!(files::execute(&scripts[1].1).unwrap_err().raw_os_error(), REFUSED);
     let found: Vec<_> = complaints(&daemon.stop()).into_iter().map(|found| found.name).collect();
     assert_eq!(found, [scripts[1].0.to_str().unwrap()]);
+}
+
+/// A copy of a program of the host whose dynamic loader is `./ld.so`, and the path of the loader that it had.
+fn with_loader_of_its_own(program: &Path) -> (Vec<u8>, PathBuf) {
+    let mut elf = fs::read(program).unwrap();
+    assert_eq!(elf[..6], *b"\x7fELF\x02\x01", "64 bits, least significant byte first");
+    let number = |elf: &[u8], at: usize, length: usize| {
+        elf[at..at + length].iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte))
+    };
+    // e_phoff, e_phentsize, e_phnum; the segment of type PT_INTERP; its p_offset and p_filesz.
+    let (start, size, count) = (number(&elf, 32, 8), number(&elf, 54, 2), number(&elf, 56, 2));
+    let mut segments = (0..count).map(|index| start + index * size);
+    let segment = segments.find(|segment| number(&elf, *segment, 4) == 3).expect("the program has a dynamic loader");
+    let (place, length) = (number(&elf, segment + 8, 8), number(&elf, segment + 32, 8));
+    let name = &mut elf[place..place + length];
+    let loader = std::str::from_utf8(name).unwrap().trim_end_matches('\0').into();
+    name.fill(0);
+    name[..7].copy_from_slice(b"./ld.so");
+    (elf, loader)
+}
+
+/// Runs a command in a directory: the number of the error with which it did not begin, or how it ended and what it said.
+fn run_in(directory: &Path, words: &[&str]) -> Result<(Option<i32>, String), Option<i32>> {
+    let output = Command::new(words[0]).args(&words[1..]).current_dir(directory).output();
+    let output = output.map_err(|error| error.raw_os_error())?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+#[test]
+fn a_bad_dynamic_loader_is_not_executed_and_loads_nothing() {
+    let Some(_) = testing::root() else { return };
+    for kind in FsKind::ALL {
+        let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
+        let (program, loader) = with_loader_of_its_own(Path::new("/bin/true"));
+        let loader = fs::read(loader).unwrap();
+        let directories = ["good", "bad"].map(|name| scratch.path().join(name));
+        for directory in &directories {
+            fs::create_dir(directory).unwrap();
+            files::make_executable(&directory.join("program"), &program);
+            files::make_executable(&directory.join("ld.so"), &loader);
+        }
+        // A byte of padding at the end: the loader works as before, but is not what its label says.
+        let (good, bad) = (&directories[0], &directories[1]);
+        testing::install_bytes(&[&loader[..], b"#"].concat(), &bad.join("new")).unwrap();
+        set_label(&bad.join("new"), &label_of(&loader));
+        fs::rename(bad.join("new"), bad.join("ld.so")).unwrap();
+        for words in [&["./program"][..], &["./ld.so", "./program"]] {
+            for directory in &directories {
+                assert_eq!(run_in(directory, words), Ok((Some(0), String::new())), "{kind:?}: nobody guards it yet");
+            }
+        }
+        let daemon = Daemon::start("enforce", &[scratch.path()]);
+        for words in [&["./program"][..], &["./ld.so", "./program"]] {
+            assert_eq!(run_in(good, words), Ok((Some(0), String::new())), "{kind:?}: {words:?}");
+            assert_eq!(run_in(bad, words), Err(REFUSED), "{kind:?}: {words:?}");
+        }
+        let found = complaints(&daemon.stop());
+        let names: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.cause.as_str())).collect();
+        let expected = bad.join("ld.so");
+        assert_eq!(names, vec![(expected.to_str().unwrap(), "invalid-hash"); 2], "{kind:?}");
+    }
+}
+
+#[test]
+fn a_bad_program_that_a_loader_reads_is_refused_by_the_rule_for_reading_and_not_by_that_for_execution() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ScratchMount::new(FsKind::Ext4, 64 << 20).unwrap();
+    let (program, loader) = with_loader_of_its_own(Path::new("/bin/true"));
+    files::make_executable(&scratch.path().join("ld.so"), &fs::read(loader).unwrap());
+    files::make_executable(&scratch.path().join("good"), &program);
+    let bad = scratch.path().join("bad");
+    testing::install_bytes(&[&program[..], b"#"].concat(), &bad).unwrap();
+    set_label(&bad, &label_of(&program));
+    for (policy, read) in [(EVERYTHING_OF_ROOT, false), ("appraise func=BPRM_CHECK fowner=0\n", true)] {
+        let daemon = Daemon::with(RunDir::new(), "enforce", policy, &[scratch.path()], Log::Read);
+        assert_eq!(run_in(scratch.path(), &["./good"]), Ok((Some(0), String::new())), "{policy}");
+        assert_eq!(run_in(scratch.path(), &["./bad"]), Err(REFUSED), "{policy}");
+        assert_eq!(run_in(scratch.path(), &["./ld.so", "./good"]), Ok((Some(0), String::new())), "{policy}");
+        let (status, said) = run_in(scratch.path(), &["./ld.so", "./bad"]).unwrap();
+        assert_eq!(status == Some(0), read, "{policy}: {status:?} {said}");
+        assert_eq!(said.contains("Operation not permitted"), !read, "{policy}: {said}");
+        let found = complaints(&daemon.stop());
+        assert!(found.iter().all(|found| Path::new(&found.name) == bad && found.action == "denied"), "{found:?}");
+        assert_eq!(found.len(), if read { 1 } else { 2 }, "{policy}: {found:?}");
+    }
 }
 
 #[test]

@@ -106,7 +106,24 @@ impl Daemon {
     }
 
     /// Runs a command that is, or becomes, a daemon.
-    pub(crate) fn run(run_dir: RunDir, mut command: Command, log: Log) -> Self {
+    ///
+    /// The kernel gives the device number of a file system that has gone to the next one, perhaps that of another test,
+    /// before the guard of the old one has heard that it has gone: then this waits.
+    pub(crate) fn run(mut run_dir: RunDir, mut command: Command, log: Log) -> Self {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match Self::attempt(run_dir, &mut command, log) {
+                Ok(daemon) => return daemon,
+                Err((again, said)) => {
+                    assert!(said.contains("guarded already") && Instant::now() < end, "the daemon said {said}");
+                    run_dir = again;
+                }
+            }
+        }
+    }
+
+    /// One that has said `guarding …`, or what it said instead.
+    fn attempt(run_dir: RunDir, command: &mut Command, log: Log) -> Result<Self, (RunDir, String)> {
         let mut child = command.spawn().unwrap();
         let watchdog = Watchdog::start(&child);
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -135,10 +152,11 @@ impl Daemon {
             if !first.starts_with("guarding ") {
                 drop(daemon.child.kill());
                 daemon.wait();
-                panic!("the daemon said {first:?} and {:#?}", daemon.all_lines());
+                let said = format!("{first:?} and {:#?}", daemon.all_lines());
+                return Err((daemon.run_dir.take().unwrap(), said));
             }
         }
-        daemon
+        Ok(daemon)
     }
 
     pub(crate) fn run_dir(&self) -> &Path {
@@ -167,6 +185,10 @@ impl Daemon {
         self.ask(r#"{"command":"status"}"#)
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -174,6 +196,17 @@ impl Daemon {
     /// Waits for its end, and how it was.
     pub(crate) fn wait(&mut self) -> Option<ExitStatus> {
         let status = eventually(|| self.child.try_wait().unwrap());
+        self.ended = status.is_some();
+        status
+    }
+
+    /// Ends it by a signal that stands for a fault. The handler of Rust's runtime looks for an overflow of the stack,
+    /// gives the signal back to the kernel if it finds none, and expects that the fault comes again.
+    pub(crate) fn crash(&mut self, fault: Signal) -> Option<ExitStatus> {
+        let status = eventually(|| {
+            self.signal(fault);
+            self.child.try_wait().unwrap()
+        });
         self.ended = status.is_some();
         status
     }

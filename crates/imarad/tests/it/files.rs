@@ -3,12 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use imara_integrity::digest::{Digest, HashAlgorithm};
+use imara_linux::testing::install_bytes;
 use imara_linux::xattr::{self, Found};
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -51,8 +50,8 @@ pub(crate) fn make(path: &Path, content: &[u8]) {
 
 /// Makes a labelled file that can be executed.
 pub(crate) fn make_executable(path: &Path, content: &[u8]) {
-    make(path, content);
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    install_bytes(content, path).unwrap();
+    set_label(path, &label_of(content));
 }
 
 /// A program that does nothing, successfully.
@@ -72,21 +71,16 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Executes a file; an error if that did not begin, or did not end well.
 ///
-/// Other tests of this process fork while a file is being written, and their children have it open for writing until
-/// they execute something: such a file is busy for a moment.
+/// What a test of this process has written itself is busy (`ETXTBSY`) for a moment: other tests fork while the file is
+/// open for writing, and their children have it open too until they execute something. Other programs' files are not:
+/// see [`install_bytes`].
 pub(crate) fn execute(path: &Path) -> io::Result<()> {
-    let mut tries = 0;
-    loop {
-        match Command::new(path).status() {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < 1000 => {
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) => return Err(error),
-            Ok(status) if status.success() => return Ok(()),
-            Ok(status) => return Err(io::Error::other(status.to_string())),
-        }
-    }
+    let busy = |result: &io::Result<_>| {
+        result.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::ExecutableFileBusy)
+    };
+    let ended = eventually(|| Some(Command::new(path).status()).filter(|result| !busy(result)));
+    let status = ended.unwrap_or_else(|| Err(io::ErrorKind::ExecutableFileBusy.into()))?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
 }
 
 /// Whether the label is that of the content. Opens the file, so this is a guarded open where there is a guard.

@@ -10,12 +10,15 @@
 )]
 
 mod access;
+mod crash;
 mod daemon;
 mod files;
 mod image;
+mod leases;
 mod matrix;
 mod operation;
 mod patterns;
+mod second;
 mod starting;
 mod stress;
 mod tampering;

@@ -1,7 +1,7 @@
 //! Every way in which a file can be bad, on every file system, in every mode: read and executed.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
@@ -137,8 +137,7 @@ fn populate(directory: &Path) -> (Vec<Victim>, Vec<(PathBuf, Kind)>) {
 }
 
 fn make(path: &Path, kind: Kind) {
-    files::make(path, &kind.content());
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    files::make_executable(path, &kind.content());
 }
 
 fn neighbours_work(neighbours: &[(PathBuf, Kind)], mode: &str) {

@@ -47,23 +47,6 @@ fn what_cannot_be_guarded_ends_with_2_and_the_reason() {
 }
 
 #[test]
-fn a_second_guard_refuses_to_start_and_the_first_goes_on() {
-    let Some(_) = testing::root() else { return };
-    let scratch = ext4();
-    let (good, bad) = good_and_bad(scratch.path());
-    let daemon = Daemon::start("enforce", &[scratch.path()]);
-    let policy = daemon.run_dir().join("policy");
-    let output = daemon::refused_start(&mut daemon::command(daemon.run_dir(), "enforce", &policy, &[scratch.path()]));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("another guard is running"), "{said}");
-    files::read(&good).unwrap();
-    assert_eq!(error_of(files::read(&bad)), REFUSED);
-    assert_eq!(daemon.status()["mode"], "enforce", "the socket is still the first one's");
-    daemon.stop();
-}
-
-#[test]
 fn a_guard_that_follows_another_finds_what_it_left() {
     let Some(_) = testing::root() else { return };
     let scratch = ext4();

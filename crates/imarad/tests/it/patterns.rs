@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use imara_linux::testing::install;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags};
 
 use crate::files::{self, Mapping, open_to_change};
@@ -317,17 +318,9 @@ pub(crate) fn made_program(d: &Path) -> io::Result<Vec<PathBuf>> {
 
 pub(crate) fn replaced_while_running(d: &Path) -> io::Result<Vec<PathBuf>> {
     let (sleeper, new) = (d.join("sleeper"), d.join("sleeper.new"));
-    fs::copy("/bin/sleep", &sleeper)?;
-    let mut runs = {
-        files::execute(&d.join("program"))?;
-        let start = || Command::new(&sleeper).arg("60").spawn();
-        let started = crate::daemon::eventually(|| match start() {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => None,
-            result => Some(result),
-        });
-        started.unwrap()?
-    };
-    fs::copy("/bin/true", &new)?;
+    install(Path::new("/bin/sleep"), &sleeper)?;
+    let mut runs = Command::new(&sleeper).arg("60").spawn()?;
+    install(Path::new("/bin/true"), &new)?;
     fs::rename(&new, &sleeper)?;
     let executed = files::execute(&sleeper);
     runs.kill()?;

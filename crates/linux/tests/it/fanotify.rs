@@ -3,13 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 
 use imara_integrity::check::Pass;
 use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, FsMask, Pending, PermissionGroup};
-use imara_linux::testing::{FsKind, ScratchMount, on, on_each};
+use imara_linux::testing::{FsKind, ScratchMount, install, on, on_each};
 use imara_linux::{file, lease};
 
 fn guarded(scratch: &ScratchMount, what: FsMask) -> PermissionGroup {
@@ -109,7 +109,7 @@ fn execution_asks_twice_first_as_execution() {
     on_each(|scratch| {
         let kind = scratch.kind();
         let path = scratch.path().join("program");
-        fs::copy("/bin/true", &path).unwrap();
+        install(Path::new("/bin/true"), &path).unwrap();
         let group = guarded(scratch, FsMask::OPEN.union(FsMask::EXEC));
         let mut buffer = EventBuffer::default();
         for answers in [&[true, true][..], &[false], &[true, false]] {

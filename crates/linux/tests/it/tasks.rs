@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use imara_linux::lock::{Lock, LockError};
 use imara_linux::notify::{Notifier, State};
 use imara_linux::open_call::{OpenCall, open_call, read_how};
 use imara_linux::task;
-use imara_linux::testing::{FsKind, on};
+use imara_linux::testing::{FsKind, install, on};
 
 /// A directory of one's own, removed when dropped.
 struct Directory(PathBuf);
@@ -68,8 +68,10 @@ fn the_name_of_a_task_is_its_bytes() {
 #[test]
 fn the_flags_of_an_opener_that_waits_are_known() {
     on(FsKind::Tmpfs, |scratch| {
-        let path = scratch.path().join("file");
-        fs::copy("/bin/true", &path).unwrap();
+        let (path, program) = (scratch.path().join("file"), scratch.path().join("program"));
+        fs::write(&path, b"contents").unwrap();
+        // Not the file that is opened for writing here: see `install`.
+        install(Path::new("/bin/true"), &program).unwrap();
         let group = PermissionGroup::open().unwrap();
         group.mark_filesystem(File::open(scratch.path()).unwrap().as_fd(), FsMask::OPEN).unwrap();
         let mut buffer = EventBuffer::default();
@@ -109,7 +111,7 @@ fn the_flags_of_an_opener_that_waits_are_known() {
             drop(rustix::fs::openat2(rustix::fs::CWD, path, flags, rustix::fs::Mode::empty(), resolve).unwrap());
         })));
         assert_eq!((how.reads(), how.writes(), how.truncates()), (true, true, false));
-        let run = ask(Box::new(|path| assert!(std::process::Command::new(path).status().unwrap().success())));
+        let run = ask(Box::new(move |_| assert!(std::process::Command::new(program).status().unwrap().success())));
         assert_eq!(run, Some(OpenCall::Exec));
     });
 }
