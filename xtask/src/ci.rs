@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::unistd::geteuid;
 
+use crate::print::print_line;
 use crate::root;
 
 /// A stage's name and its code.
@@ -19,11 +21,13 @@ const STAGES: &[Stage] = &[
     ("fmt", || cargo(&["fmt", "--all", "--check"])),
     ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
     ("rustdoc", rustdoc),
+    ("arrows", crate::arrows::run),
+    ("pure", crate::pure::run),
     ("deny", deny),
-    // Integration tests run the release binaries, so these come first.
-    ("build", || cargo(&["build", "--release", "--workspace", "--quiet"])),
     ("test", || cargo(&["test", "--workspace", "--no-fail-fast"])),
     ("fuzz", crate::fuzz::smoke),
+    // The binaries that people get: tests run others, which have assertions and are not optimised.
+    ("demo", demo),
 ];
 
 /// The `cargo-deny` that is used, built where it is missing; it has to build with the workspace's `rust-version`.
@@ -39,19 +43,19 @@ pub(crate) fn run(names: &[String]) -> Result<()> {
     let mut summary = Vec::new();
     let mut failed = Vec::new();
     for (name, stage) in STAGES.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name)) {
-        println!("━━ {name}");
+        print_line!("━━ {name}")?;
         let begin = Instant::now();
         let outcome = stage();
         let word = if outcome.is_ok() { "ok" } else { "FAILED" };
         let line = format!("{name:<8} {word:<6} {:>8}", seconds(begin.elapsed()));
-        println!("━━ {line}");
+        print_line!("━━ {line}")?;
         if let Err(error) = outcome {
-            println!("   {error:#}");
+            print_line!("   {error:#}")?;
             failed.push(*name);
         }
         summary.push(line);
     }
-    println!("\n{}\n{:<15} {:>8}", summary.join("\n"), "all", seconds(begin.elapsed()));
+    print_line!("\n{}\n{:<15} {:>8}", summary.join("\n"), "all", seconds(begin.elapsed()))?;
     if !failed.is_empty() {
         bail!("failed: {} (each on its own: cargo xtask ci STAGE)", failed.join(", "));
     }
@@ -87,6 +91,14 @@ fn rustdoc() -> Result<()> {
     finish(cargo_command().args(["doc", "--no-deps", "--workspace", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
+fn demo() -> Result<()> {
+    cargo(&["build", "--release", "--workspace", "--quiet"])?;
+    if !geteuid().is_root() {
+        return print_line!("release binaries are built; skipped: the demo needs root");
+    }
+    cargo(&["run", "--release", "--package", "xtask", "--quiet", "--", "demo"])
+}
+
 fn deny() -> Result<()> {
     finish(Command::new(cargo_deny()?).current_dir(root()).args(["check", "bans", "licenses", "sources"]))
 }
@@ -103,7 +115,7 @@ fn cargo_deny() -> Result<PathBuf> {
             return Ok(candidate.to_owned());
         }
     }
-    println!("building cargo-deny {CARGO_DENY} into {}", tools.display());
+    print_line!("building cargo-deny {CARGO_DENY} into {}", tools.display())?;
     let scratch = tools.join("build");
     let install = ["install", "--quiet", "--locked", "--debug", "--force", "cargo-deny", "--version", CARGO_DENY];
     finish(

@@ -2,6 +2,7 @@
 //!
 //! Each room wraps one facility of the kernel. What a result means for an opener is decided elsewhere.
 
+pub mod child;
 pub mod control;
 pub mod create;
 pub mod dir;
@@ -13,6 +14,7 @@ pub mod hash;
 pub mod lease;
 pub mod limits;
 pub mod lock;
+pub mod mount_point;
 pub mod mounts;
 pub mod notify;
 pub mod open_call;
