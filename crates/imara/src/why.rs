@@ -8,6 +8,8 @@ use imara_linux::dir::Kind;
 use imara_linux::xattr::{Refusal, XattrWriteError};
 
 use crate::content::ContentError;
+use crate::walk::Barren;
+use crate::words::shown;
 
 /// `EPERM`: the same on every architecture that Linux has.
 const NOT_PERMITTED: i32 = 1;
@@ -27,11 +29,21 @@ pub(crate) const fn not_a_file(kind: Kind) -> &'static str {
     }
 }
 
+/// A path that was named led to no regular file; `done` is what would have been done with one.
+pub(crate) fn barren(barren: &Barren, done: &str) -> String {
+    let found = match barren.kind {
+        Kind::Directory => "there is no regular file in this directory, nor below it",
+        kind @ (Kind::File | Kind::Link | Kind::Pipe | Kind::Socket | Kind::Device | Kind::Unknown) => not_a_file(kind),
+    };
+    let path = shown(&barren.path);
+    format!("{path}: nothing was {done}: {found} (fix: name a regular file, or a directory that holds some)")
+}
+
 /// A file or directory could not be opened.
 pub(crate) fn not_opened(error: &io::Error) -> String {
     let fix = if error.raw_os_error() == Some(NOT_PERMITTED) {
-        "; a guard in mode enforce refuses a file that is not what its label says (fix: `imara mode log` meanwhile, or stop the \
-         guard)"
+        ": a guard in mode enforce refuses it, so what it contains cannot be judged from here (fix: look for its cause in \
+         the guard's log; to look at the file, `imara mode log` meanwhile, or end the guard)"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         " (fix: run as root)"
     } else {
