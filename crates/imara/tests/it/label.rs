@@ -12,7 +12,7 @@ use imara_integrity::digest::HashAlgorithm;
 use imara_linux::testing::{FsKind, ScratchMount, root};
 use serde_json::json;
 
-use crate::fixture::{Copied, Scratch, command, imara, label_of, line_of, right, set_label, sha256};
+use crate::fixture::{Bound, Copied, Scratch, command, imara, label_of, line_of, right, set_label, sha256};
 
 #[test]
 fn files_get_the_label_of_their_content_and_keep_it() {
@@ -429,22 +429,6 @@ fn one_file_system_is_not_left_when_told_so() {
     let ran = imara(&[&"label", &scratch.mount.path()]);
     assert_eq!(ran.counts(), "labelled 0, unchanged 1, skipped 1, failed 0");
     drop(bound);
-}
-
-/// A bind mount, undone when dropped.
-struct Bound(std::path::PathBuf);
-
-impl Bound {
-    fn new(from: &std::path::Path, to: &std::path::Path) -> Self {
-        assert!(Command::new("mount").arg("--bind").arg(from).arg(to).status().unwrap().success());
-        Self(to.to_owned())
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg(&self.0).status());
-    }
 }
 
 #[test]

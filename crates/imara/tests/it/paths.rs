@@ -9,7 +9,7 @@ use std::process::Command;
 use imara_integrity::digest::HashAlgorithm;
 use imara_linux::testing::FsKind;
 
-use crate::fixture::{Scratch, label_of, line_of, right, sha256};
+use crate::fixture::{Bound, Scratch, imara, label_of, line_of, right, sha256};
 
 #[test]
 fn a_link_that_is_named_is_followed_and_those_below_it_are_not() {
@@ -74,8 +74,11 @@ fn a_path_that_leads_to_no_file_is_told_and_the_others_are_done() {
             (&[&fifo, &good, &empty], 2, vec![told(&fifo, done, a_pipe), told(&empty, done, in_directory)]),
             (&[&empty.join("link"), &good], 0, vec![]),
         ] {
-            let paths: Vec<&dyn AsRef<OsStr>> = paths.iter().map(|path| -> &dyn AsRef<OsStr> { *path }).collect();
-            let ran = scratch.run(verb, &paths);
+            let mut arguments: Vec<&dyn AsRef<OsStr>> = Vec::new();
+            for path in paths {
+                arguments.push(path);
+            }
+            let ran = scratch.run(verb, &arguments);
             assert_eq!((ran.code, ran.err), (Some(code), complaints.concat()), "{verb}");
         }
         assert_eq!(label_of(&good), Some(right(HashAlgorithm::Sha256, b"1")));
@@ -83,4 +86,21 @@ fn a_path_that_leads_to_no_file_is_told_and_the_others_are_done() {
     // A check that failed is told rather than one that could not be made.
     fs::write(&good, b"2").unwrap();
     assert_eq!(scratch.run("verify", &[&good, &empty]).code, Some(1));
+}
+
+#[test]
+fn a_tree_whose_only_files_are_on_file_systems_that_the_policy_leaves_out_is_told() {
+    let (Some(scratch), Some(inner)) = (Scratch::new(FsKind::Ext4), Scratch::new(FsKind::Tmpfs)) else { return };
+    inner.write("a", b"1");
+    let point = scratch.path("point");
+    fs::create_dir(&point).unwrap();
+    let _bound = Bound::new(inner.mount.path(), &point);
+    let ran = imara(&[&"verify", &scratch.path("point/..")]);
+    assert_eq!((ran.code, ran.counts()), (Some(0), "passed 0, failed 0, not appraised 0, skipped 1"));
+    assert_eq!(
+        ran.err,
+        "imara: nothing was verified: the policy appraises nothing on the file systems that are mounted there\n  first \
+         reason: policy builtin:appraise_tcb, line 4: dont_appraise fsmagic=0x1021994\n  fix: choose another policy with \
+         --policy\n"
+    );
 }
