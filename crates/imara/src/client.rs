@@ -1,7 +1,7 @@
 //! Talks to the running guard over its control socket.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use imara_linux::control::Connection;
@@ -12,6 +12,9 @@ use crate::words::shown;
 /// How long the guard may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Between two tries.
+const BREATH: Duration = Duration::from_millis(50);
+
 /// Which guard is meant.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunDir {
@@ -21,8 +24,23 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Sends one request and gives back the answer, if it is not a refusal.
+    /// Sends one request and gives back the answer, if it is not a refusal. While the guard is busy, asks again.
     pub(crate) fn ask(&self, request: &Value) -> anyhow::Result<Value> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.ask_once(request)?;
+            if answer.get("ok") != Some(&Value::Bool(false)) {
+                return Ok(answer);
+            }
+            if answer.get("busy") != Some(&Value::Bool(true)) || Instant::now() > end {
+                let why = answer.get("error").and_then(Value::as_str).unwrap_or("it does not say why");
+                bail!("the guard refuses: {why}");
+            }
+            std::thread::sleep(BREATH);
+        }
+    }
+
+    fn ask_once(&self, request: &Value) -> anyhow::Result<Value> {
         let socket = self.run_dir.join("control");
         let mut connection = Connection::connect(&socket, PATIENCE).with_context(|| {
             format!(
@@ -31,17 +49,12 @@ impl RunDir {
                 shown(&socket)
             )
         })?;
-        let answer = connection.send(request.to_string().as_bytes()).and_then(|()| connection.receive());
-        let line = answer
-            .context("the guard did not answer")?
+        let sent = connection.send(request.to_string().as_bytes());
+        // A guard that is busy says so and closes, perhaps before we have sent anything.
+        let answer = connection.receive();
+        let line = if let Ok(Some(_)) = &answer { answer } else { sent.and(answer) }
+            .context("the guard did not answer (fix: ask again; if it stays so, end it, which lets everybody pass)")?
             .context("the guard closed the connection without an answer (fix: run as root, it talks to nobody else)")?;
-        let answer: Value = serde_json::from_slice(&line).context("the guard's answer is not JSON")?;
-        if answer.get("ok") == Some(&Value::Bool(false)) {
-            bail!(
-                "the guard refuses: {}",
-                answer.get("error").and_then(Value::as_str).unwrap_or("it does not say why")
-            );
-        }
-        Ok(answer)
+        serde_json::from_slice(&line).context("the guard's answer is not JSON (fix: see what listens at that socket)")
     }
 }
