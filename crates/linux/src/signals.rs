@@ -31,10 +31,14 @@ pub enum Hangup {
 pub fn hangup_is_ignored() -> Result<bool, CallError> {
     let path = Path::new("/proc/self/status");
     let text = std::fs::read_to_string(path).map_err(|error| CallError::new("read", path, error))?;
-    let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    Ok(ignores_hangup(&text))
+}
+
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
     // Bit 0 is signal 1, SIGHUP.
-    Ok(ignored & 1 == 1)
+    mask & 1 == 1
 }
 
 /// Where `SIGTERM`, `SIGINT` and `SIGHUP` arrive.
@@ -76,5 +80,23 @@ impl Signals {
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bit_of_the_mask_is_sighup() {
+        for (status, expected) in [
+            ("Name:\tx\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000000\n", true),
+            ("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001000\n", false),
+            ("SigIgn:\tffffffffffffffff\n", true),
+            ("SigIgn:\t\n", false),
+            ("", false),
+        ] {
+            assert_eq!(ignores_hangup(status), expected, "{status:?}");
+        }
     }
 }
