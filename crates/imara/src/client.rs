@@ -1,10 +1,11 @@
 //! Talks to the running guard over its control socket.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use imara_linux::control::Connection;
+use anyhow::{Context as _, anyhow, bail};
+use imara_linux::control::{Connection, ControlError};
 use serde_json::Value;
 
 use crate::words::shown;
@@ -42,19 +43,30 @@ impl RunDir {
 
     fn ask_once(&self, request: &Value) -> anyhow::Result<Value> {
         let socket = self.run_dir.join("control");
-        let mut connection = Connection::connect(&socket, PATIENCE).with_context(|| {
-            format!(
-                "no guard answers at {} (fix: start one with `imara guard MOUNT`, run as root, or name its directory \
-                 with --run-dir)",
-                shown(&socket)
-            )
-        })?;
+        let mut connection = Connection::connect(&socket, PATIENCE).map_err(|error| no_guard(&socket, &error))?;
         let sent = connection.send(request.to_string().as_bytes());
         // A guard that is busy says so and closes, perhaps before we have sent anything.
         let answer = connection.receive();
         let line = if let Ok(Some(_)) = &answer { answer } else { sent.and(answer) }
-            .context("the guard did not answer (fix: ask again; if it stays so, end it, which lets everybody pass)")?
+            .map_err(|error| {
+                anyhow!(
+                    "the guard does not answer: {error} (fix: ask again; if it stays so, end it, then all opens pass)"
+                )
+            })?
             .context("the guard closed the connection without an answer (fix: run as root, it talks to nobody else)")?;
-        serde_json::from_slice(&line).context("the guard's answer is not JSON (fix: see what listens at that socket)")
+        serde_json::from_slice(&line).map_err(|error| {
+            anyhow!("what answers is no guard, or another version: {error} (fix: restart the guard after an update)")
+        })
     }
+}
+
+fn no_guard(socket: &Path, error: &ControlError) -> anyhow::Error {
+    let refused = if let ControlError::Call(call) = error { Some(&call.error) } else { None };
+    let reason = refused.map_or_else(|| error.to_string(), ToString::to_string);
+    let fix = match refused.map(io::Error::kind) {
+        Some(io::ErrorKind::PermissionDenied) => "run as root",
+        Some(_) => "start one with `imara guard MOUNT`, or name the directory of the one that runs with --run-dir",
+        None => "ask again; if it stays so, end the guard, then all opens pass",
+    };
+    anyhow!("no guard answers at {}: {reason} (fix: {fix})", shown(socket))
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use imara_integrity::appraise::LabelRead;
 use imara_integrity::digest::Digest;
 use imara_integrity::label::{EvmLabel, ImaLabel, SignatureHeader, SignatureLabel, algorithm_asked};
@@ -107,22 +107,24 @@ fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspect
     let target = target(path)?;
     let mut opened = leases
         .open_path(target.as_deref().unwrap_or(path))
-        .map_err(|error| anyhow::anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
+        .map_err(|error| anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
     if !opened.facts.is_regular() {
         bail!("{}: not a regular file (fix: name one, nothing else has labels)", shown(path));
     }
-    let fs = FileSystems::default().of(opened.facts.device, opened.file()).context("its file system cannot be told")?;
+    let fs = FileSystems::default()
+        .of(opened.facts.device, opened.file())
+        .map_err(|error| anyhow!("{}: {}", shown(path), why::no_file_system(&error)))?;
     let (mut ima, mut evm) = (Vec::new(), Vec::new());
     let label = opened.label(&mut ima);
     let _ = xattr::read_all(opened.file(), xattr::EVM, &mut evm);
     let mut hasher = FileHasher::default();
     let mut hash = |opened: &mut Opened, algorithm| opened.digest(&mut hasher, algorithm, &AtomicU64::new(0));
     let digest = hash(&mut opened, algorithm_asked(label.bytes(), SETTINGS.hash))
-        .map_err(|error| anyhow::anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
+        .map_err(|error| anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
     let mut answer = |access| -> anyhow::Result<Answer> {
         let decision = rules.decide(access, &opened.facts, &fs);
         let judged = verify::judge(&[(access, decision)], label, &mut opened, |_, _| Ok(digest))
-            .map_err(|error| anyhow::anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
+            .map_err(|error| anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
         let cause = judged.denied.map(|(_, cause)| cause);
         let executable = access == Access::Read || opened.facts.mode & 0o111 != 0;
         Ok(Answer {
@@ -155,8 +157,11 @@ fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspect
 
 /// What a symbolic link leads to in the end; absent if `path` is none.
 fn target(path: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let leads =
-        || path.canonicalize().with_context(|| format!("{}: a symbolic link that cannot be followed", shown(path)));
+    let leads = || {
+        path.canonicalize().map_err(|error| {
+            anyhow!("{}: a symbolic link that cannot be followed: {error} (fix: name a file that exists)", shown(path))
+        })
+    };
     path.is_symlink().then(leads).transpose()
 }
 

@@ -276,10 +276,7 @@ impl Labelling {
         {
             return Ok(answer);
         }
-        let fs = self
-            .filesystems
-            .of(facts.device, opened.file())
-            .map_err(|error| format!("its file system cannot be told: {error}"))?;
+        let fs = self.filesystems.of(facts.device, opened.file()).map_err(|error| why::no_file_system(&error))?;
         let answer = self.rules.appraised(facts, &fs);
         worker.last = Some((alike, answer));
         Ok(answer)

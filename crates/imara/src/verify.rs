@@ -234,10 +234,8 @@ impl Verifying {
     }
 
     fn judge(&self, worker: &mut Worker, opened: &mut Opened) -> Result<(Judged, Option<RuleId>), String> {
-        let fs = self
-            .filesystems
-            .of(opened.facts.device, opened.file())
-            .map_err(|error| format!("its file system cannot be told: {error}"))?;
+        let fs =
+            self.filesystems.of(opened.facts.device, opened.file()).map_err(|error| why::no_file_system(&error))?;
         let accesses = if opened.facts.mode & 0o111 == 0 { &[Access::Read][..] } else { &[Access::Read, Access::Exec] };
         let decisions: Vec<_> =
             accesses.iter().map(|access| (*access, self.rules.decide(*access, &opened.facts, &fs))).collect();

@@ -5,6 +5,7 @@ use std::io;
 use imara_integrity::appraise::{Cause, LabelRead};
 use imara_integrity::digest::Digest;
 use imara_linux::dir::Kind;
+use imara_linux::mounts::MountError;
 use imara_linux::xattr::{Refusal, XattrWriteError};
 
 use crate::content::ContentError;
@@ -42,8 +43,8 @@ pub(crate) fn barren(barren: &Barren, done: &str) -> String {
 /// A file or directory could not be opened.
 pub(crate) fn not_opened(error: &io::Error) -> String {
     let fix = if error.raw_os_error() == Some(NOT_PERMITTED) {
-        ": a guard in mode enforce refuses it, so what it contains cannot be judged from here (fix: look for its cause in \
-         the guard's log; to look at the file, `imara mode log` meanwhile, or end the guard)"
+        ": a guard refuses it, so what it contains cannot be judged from here (fix: look for the cause in the guard's log; \
+         to have the file opened all the same, `imara mode log` meanwhile, or end the guard)"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         " (fix: run as root)"
     } else {
@@ -52,13 +53,20 @@ pub(crate) fn not_opened(error: &io::Error) -> String {
     format!("cannot be opened: {error}{fix}")
 }
 
+/// What a file is on could not be told.
+pub(crate) fn no_file_system(error: &MountError) -> String {
+    format!("its file system cannot be told: {error} (fix: see that /proc is mounted, and belongs to these mounts)")
+}
+
 /// A content could not be hashed.
 pub(crate) fn not_hashed(error: &ContentError) -> String {
     match error {
         ContentError::Call(error) if error.raw_os_error() == Some(BROKEN) => {
             format!("cannot be read: {error} (fix: look at the kernel's log, the disk may be failing)")
         }
-        ContentError::Call(error) => format!("cannot be read: {error}"),
+        ContentError::Call(error) => {
+            format!("cannot be read: {error} (fix: see that its file system is healthy, then again)")
+        }
         ContentError::Changing => {
             "changed each of the 3 times it was read, expected to find it at rest (fix: stop who \
                                    writes to it, then again)"

@@ -12,6 +12,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::log::Sink;
+use crate::start::refused;
 
 /// Where the socket and the lock live unless told otherwise.
 pub(crate) const RUN_DIR: &str = "/run/imara";
@@ -112,9 +113,8 @@ impl Config {
     /// Reads `imara.toml`.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path).with_context(|| {
-            format!("cannot read the configuration {shown} (fix: name one that can be read, as --config FILE)")
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(refused(format!("cannot read the configuration {shown}"), "name one that can be read"))?;
         Self::parse(&text).with_context(|| format!("{shown} is not a configuration of imarad"))
     }
 

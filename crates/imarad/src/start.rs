@@ -1,6 +1,7 @@
 //! Everything that needs a privilege or can fail is done here, before the first question is asked.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -52,6 +53,11 @@ const CROSS_DEVICE: i32 = 18;
 /// Where the locks of guarded file systems are, by device number.
 const LOCKS: &str = "/run/imara-guarded";
 
+/// A call that failed, and what helps; for `map_err`.
+pub(crate) fn refused<E: Display>(what: impl Display, fix: &str) -> impl FnOnce(E) -> anyhow::Error {
+    move |error| anyhow!("{what}: {error} (fix: {fix})")
+}
+
 /// Starts the guard and serves until it is told to end.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     limits::never_dump_core()?;
@@ -62,7 +68,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     mark(&guard, &mounts)?;
     // The descriptors of the mount points would keep them from being unmounted.
     drop(mounts);
-    announce(&guard, &config);
+    announce(&guard);
     let _ = guard.notifier.send(State::Ready);
     let result = guard.serve();
     drop(locks);
@@ -81,7 +87,9 @@ struct Begun {
 impl Begun {
     fn new(config: &Config) -> anyhow::Result<Self> {
         let signals = Signals::open(hangup())?;
-        let signal = LeaseSignal::realtime(3).context("the kernel has no real-time signal 3, expected 32 of them")?;
+        let signal = LeaseSignal::realtime(3).context(
+            "the kernel has no real-time signal 3, which leases need (fix: use a kernel with 32 of them, as all have)",
+        )?;
         let leases = LeaseSignals::open(signal)?;
         let break_time = lease_break_time()?;
         Ok(Self { signals, leases, break_time, policy: policies::load(&config.policy)? })
@@ -115,13 +123,10 @@ impl Threads {
         let pool = Pool::new(Arc::clone(&wake));
         let keeper = Keeper::start(&wake, &started)?;
         let (orders, commands) = sync_channel(16);
-        let listener = Listener::bind(&config.run_dir.join("control")).with_context(|| {
-            let run_dir = config.run_dir.display();
-            format!(
-                "the control socket cannot be made (fix: make {run_dir} a directory of root's own, mode 0700, or name \
-                 another with --run-dir)"
-            )
-        })?;
+        let listener = Listener::bind(&config.run_dir.join("control")).map_err(refused(
+            "the control socket cannot be made",
+            "have a run directory that is root's own, mode 0700, or name another with --run-dir",
+        ))?;
         control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
         Ok(Self { log, wake, pool, keeper, commands, own })
     }
@@ -131,11 +136,12 @@ impl Threads {
 fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Guard> {
     let descriptors = limits::raise_open_files()?.unwrap_or(u64::MAX);
     let threads = Threads::start(config)?;
-    let group = PermissionGroup::open().context(
-        "cannot ask the kernel for permission events (fix: run as root, with CAP_SYS_ADMIN, on a kernel with \
-         CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
-    )?;
-    let created = CreateGroup::open().context("cannot hear of new files (fix: use Linux 5.17 or later)")?;
+    let group = PermissionGroup::open().map_err(refused(
+        "cannot ask the kernel for permission events",
+        "run as root, with CAP_SYS_ADMIN, on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
+    ))?;
+    let created =
+        CreateGroup::open().map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
     let mut filesystems = FileSystems::default();
     for (path, mount) in mounts {
         filesystems.add(path, mount)?;
@@ -153,7 +159,7 @@ fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow
         wake: threads.wake,
         commands: threads.commands,
         notifier: Notifier::connect(std::env::var_os("NOTIFY_SOCKET").as_deref())
-            .context("cannot reach whoever is to be told of the start (fix: unset NOTIFY_SOCKET outside of systemd)")?,
+            .map_err(refused("cannot tell systemd of the start", "outside of systemd, unset NOTIFY_SOCKET"))?,
         pool: threads.pool,
         keeper: threads.keeper,
         log: threads.log,
@@ -173,20 +179,20 @@ fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow
     })
 }
 
-/// What is better guarded.
-const TRIED: &str = " (fix: guard one that can, such as ext4, xfs, btrfs or tmpfs)";
+/// What helps where the kernel cannot.
+const TRIED: &str = "guard one that can, such as ext4, xfs, btrfs or tmpfs";
 
 /// Marks go last and creations first: no file may be created unheard and then asked about.
 fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
     for (path, mount) in mounts {
         mark_creations(guard.created.group(), mount)
-            .with_context(|| format!("{}: this file system cannot tell of new files{TRIED}", path.display()))?;
+            .map_err(refused(format!("{}: this file system cannot tell of new files", path.display()), TRIED))?;
     }
     for (path, mount) in mounts {
         guard
             .group
             .mark_filesystem(mount.as_fd(), FsMask::GUARD)
-            .with_context(|| format!("{}: this file system cannot be guarded{TRIED}", path.display()))?;
+            .map_err(refused(format!("{}: this file system cannot be guarded", path.display()), TRIED))?;
     }
     Ok(())
 }
@@ -206,15 +212,16 @@ fn open_mounts(paths: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {
     let mut devices: HashMap<(u32, u32), &Path> = HashMap::new();
     for path in paths {
         let shown = path.display();
-        let directory = File::open(path).with_context(|| {
-            format!("{shown}: cannot be opened (fix: name a mount point that exists, and run as root)")
-        })?;
+        let directory = File::open(path).map_err(refused(
+            format!("{shown}: cannot be opened"),
+            "run as root, and name a mount point that exists",
+        ))?;
         let mount = OwnedFd::from(directory);
         if !imara_linux::file::facts(mount.as_fd())?.is_directory() {
             bail!("{shown}: not a directory (fix: name the mount point of a file system)");
         }
         let found = mounts::mount_of_file(mount.as_fd())
-            .with_context(|| format!("{shown}: cannot tell what is mounted here (fix: see that /proc is mounted)"))?;
+            .map_err(refused(format!("{shown}: cannot tell what is mounted here"), "see that /proc is mounted"))?;
         if path.canonicalize()? != found.point {
             bail!("{shown}: {}", no_mount_point(&found.point));
         }
@@ -226,7 +233,7 @@ fn open_mounts(paths: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {
                 before.display()
             );
         }
-        mounts.push((path.to_owned(), mount));
+        mounts.push((found.point, mount));
     }
     Ok(mounts)
 }
@@ -261,7 +268,7 @@ fn take_locks(run_dir: &Path, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<V
 
 fn make_directory(path: &Path) -> anyhow::Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("cannot make the directory {} (fix: run as root)", path.display()))
+    made.map_err(refused(format!("cannot make the directory {}", path.display()), "run as root"))
 }
 
 /// `taken` is what it means that somebody else holds it.
@@ -316,8 +323,8 @@ fn guards_nothing(policy: &Policy) -> bool {
 }
 
 /// The line that says that every mark is in place.
-fn announce(guard: &Guard, config: &Config) {
-    let mounts: Vec<String> = config.mounts.iter().map(|path| path.display().to_string()).collect();
+fn announce(guard: &Guard) {
+    let mounts: Vec<String> = guard.filesystems.all().iter().map(|fs| fs.path.display().to_string()).collect();
     let (mode, policy) = (guard.settings.mode, &guard.policy_name);
     let mut line = format!("guarding {} (mode {mode}, policy {policy})", mounts.join(" "));
     if guards_nothing(&guard.policy) {
