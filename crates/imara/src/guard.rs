@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use imara_integrity::check::Mode;
 use imara_integrity::digest::HashAlgorithm;
 
@@ -15,7 +15,10 @@ use crate::rules::{self, Rules};
 use crate::words::shown;
 
 const EXAMPLES: &str = "\
-Prints one line that begins with 'guarding' when every mark is in place. SIGTERM and SIGINT end it.
+Label first (imara label -x MOUNT), look (imara verify -x MOUNT), and begin with --mode log.
+
+Prints one line that begins with 'guarding' when every mark is in place. SIGTERM, SIGINT and the end of its terminal end it.
+From then on its log is on standard error; --mode log refuses nothing and tells what would be refused.
 
 Examples:
   imara guard --mode log /srv
@@ -61,37 +64,53 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         .arg("--")
         .args(&arguments.mounts)
         .exec();
-    Err(error).with_context(|| format!("cannot run {}", shown(&daemon)))
+    bail!("cannot run {}: {error} (fix: install it anew, executable, in the version of this program)", shown(&daemon))
 }
 
 fn check_mount(path: &Path) -> anyhow::Result<()> {
     let facts = std::fs::metadata(path)
-        .with_context(|| format!("{}: cannot be guarded (fix: name a mount point that exists)", shown(path)))?;
+        .map_err(|error| anyhow!("{}: {error} (fix: name a mount point that exists)", shown(path)))?;
     if !facts.is_dir() {
-        bail!("{}: not a directory (expected the mount point of a file system)", shown(path));
+        bail!("{}: not a directory (fix: name the mount point of a file system)", shown(path));
     }
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if let Ok(mount) = imara_linux::mounts::mount_of(&path)
         && mount.point != path
     {
-        let (path, point) = (shown(&path), shown(&mount.point));
-        bail!(
-            "{path}: no mount point; a whole file system is guarded, and this one is mounted on {point} (fix: mount what \
-             was to be mounted here, or name {point})"
-        );
+        bail!("{}: {}", shown(&path), no_mount_point(&mount.point));
     }
     Ok(())
+}
+
+/// As the daemon says it. Nobody shall be led to guard `/` by a hint.
+fn no_mount_point(point: &Path) -> String {
+    let fix = if point == Path::new("/") {
+        "this directory is part of / itself (fix: mount a file system of its own here first, or name another mount point)"
+            .to_owned()
+    } else {
+        let point = shown(point);
+        format!(
+            "this directory is part of the one on {point} (fix: mount what belongs here first, or name {point} if all of \
+             that shall be guarded)"
+        )
+    };
+    format!("no mount point; only whole file systems are guarded, and {fix}")
 }
 
 /// The daemon: beside this program, else on the search path, else where packages put it.
 fn find() -> anyhow::Result<PathBuf> {
     const ELSEWHERE: [&str; 2] = ["/usr/sbin", "/usr/libexec"];
-    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let own = std::env::current_exe()
+        .map_err(|error| anyhow!("cannot tell where this program is: {error} (fix: see that /proc is mounted)"))?;
     let beside = own.parent().map(Path::to_owned);
     let search = std::env::var_os("PATH").unwrap_or_default();
     let places = beside.into_iter().chain(std::env::split_paths(&search)).chain(ELSEWHERE.map(PathBuf::from));
     let mut candidates = places.filter(|place| place.is_absolute()).map(|place| place.join("imarad"));
     candidates.find(|candidate| candidate.is_file()).with_context(|| {
-        format!("imarad is not beside {}, nor on PATH, nor in {} (fix: install it)", shown(&own), ELSEWHERE.join(", "))
+        format!(
+            "imarad is not beside {}, nor on PATH, nor in {} (fix: install it there)",
+            shown(&own),
+            ELSEWHERE.join(", ")
+        )
     })
 }

@@ -5,12 +5,11 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use imara_integrity::appraise::LabelRead;
 use imara_integrity::digest::Digest;
 use imara_integrity::label::{EvmLabel, ImaLabel, SignatureHeader, SignatureLabel, algorithm_asked};
 use imara_integrity::policy::Family;
-use imara_linux::dir::Kind;
 use imara_linux::hash::FileHasher;
 use imara_linux::xattr;
 use serde::Serialize;
@@ -22,9 +21,9 @@ use crate::words::{JsonPath, bytes, hex, shown};
 use crate::{Ended, screen, why};
 
 const JSON: &str = "\
-With --json, one object a line for each FILE: path, owner, group, mode (octal), size, links, inode, device, filesystem;
-ima and evm (null without that label): hex, text, kind, algorithm, version, key_id; digest of the content; read and exec:
-rule, verdict, cause, why.
+With --json, one object a line for each FILE: path, target (of a symbolic link: its path), owner, group, mode (octal), size,
+links, inode, device, filesystem; ima and evm (null without that label): hex, text, kind, algorithm, version, key_id; digest
+of the content; read and exec: rule, verdict, cause, why.
 
 Examples:
   imara inspect /usr/bin/passwd
@@ -66,6 +65,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
 struct Inspection {
     #[serde(flatten)]
     path: JsonPath,
+    /// What a symbolic link that was named leads to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<JsonPath>,
     owner: u32,
     group: u32,
     mode: String,
@@ -102,26 +104,27 @@ struct Answer {
 }
 
 fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspection> {
-    if path.is_symlink() {
-        bail!("{}: {}", shown(path), why::not_a_file(Kind::Link));
-    }
-    let mut opened =
-        leases.open_path(path).map_err(|error| anyhow::anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
+    let target = target(path)?;
+    let mut opened = leases
+        .open_path(target.as_deref().unwrap_or(path))
+        .map_err(|error| anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
     if !opened.facts.is_regular() {
-        bail!("{}: not a regular file (expected one, nothing else has labels)", shown(path));
+        bail!("{}: not a regular file (fix: name one, nothing else has labels)", shown(path));
     }
-    let fs = FileSystems::default().of(opened.facts.device, opened.file()).context("its file system cannot be told")?;
+    let fs = FileSystems::default()
+        .of(opened.facts.device, opened.file())
+        .map_err(|error| anyhow!("{}: {}", shown(path), why::no_file_system(&error)))?;
     let (mut ima, mut evm) = (Vec::new(), Vec::new());
     let label = opened.label(&mut ima);
     let _ = xattr::read_all(opened.file(), xattr::EVM, &mut evm);
     let mut hasher = FileHasher::default();
     let mut hash = |opened: &mut Opened, algorithm| opened.digest(&mut hasher, algorithm, &AtomicU64::new(0));
     let digest = hash(&mut opened, algorithm_asked(label.bytes(), SETTINGS.hash))
-        .map_err(|error| anyhow::anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
+        .map_err(|error| anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
     let mut answer = |access| -> anyhow::Result<Answer> {
         let decision = rules.decide(access, &opened.facts, &fs);
         let judged = verify::judge(&[(access, decision)], label, &mut opened, |_, _| Ok(digest))
-            .map_err(|error| anyhow::anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
+            .map_err(|error| anyhow!("{}: {}", shown(path), why::not_hashed(&error)))?;
         let cause = judged.denied.map(|(_, cause)| cause);
         let executable = access == Access::Read || opened.facts.mode & 0o111 != 0;
         Ok(Answer {
@@ -135,6 +138,7 @@ fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspect
     let facts = &opened.facts;
     Ok(Inspection {
         path: path.into(),
+        target: target.as_deref().map(JsonPath::from),
         owner: facts.owner.0,
         group: facts.group.0,
         mode: format!("{:o}", facts.mode & 0o7777),
@@ -149,6 +153,16 @@ fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspect
         read,
         exec,
     })
+}
+
+/// What a symbolic link leads to in the end; absent if `path` is none.
+fn target(path: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let leads = || {
+        path.canonicalize().map_err(|error| {
+            anyhow!("{}: a symbolic link that cannot be followed: {error} (fix: name a file that exists)", shown(path))
+        })
+    };
+    path.is_symlink().then(leads).transpose()
 }
 
 /// The verdict in words.
@@ -220,7 +234,11 @@ fn signature_label(kind: &str, label: &[u8], signature: SignatureLabel<'_>) -> L
 }
 
 fn text(path: &Path, file: &Inspection) -> String {
-    let mut out = format!("{}\n", shown(path));
+    let mut out = shown(path);
+    if let Some(target) = path.canonicalize().ok().filter(|_| path.is_symlink()) {
+        let _ = write!(out, " → {}", shown(&target));
+    }
+    out.push('\n');
     let mut row = |name: &str, value: &str| {
         let _ = writeln!(out, "  {name:<14}{value}");
     };

@@ -11,6 +11,7 @@ use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::event::{Gid, Uid};
 use imara_integrity::label::{ImaLabel, can_be_read_back, encode_digest};
 use imara_integrity::policy::RuleId;
+use imara_linux::dir::Kind;
 use imara_linux::hash::FileHasher;
 use imara_linux::xattr;
 use serde::Serialize;
@@ -35,7 +36,11 @@ Examples:
   imara label --policy builtin:appraise_tcb --hash sha512 --dry-run /srv
   imara label -- -name-with-a-dash
 
-Files with a signature as their label are never touched. Exit status: 0 fine, 1 something failed, 2 could not run.";
+Files with a signature as their label are never touched. A PATH that is a symbolic link is followed; links below it are not.
+A guard in mode enforce keeps files that fail from everybody, so from label too: `imara mode log` first.
+
+Exit status: 0 fine, also where a directory holds no file yet; 1 something failed; 2 could not run, or a PATH is neither a
+regular file nor a directory.";
 
 /// Arguments of `imara label`.
 #[derive(Debug, clap::Args)]
@@ -83,9 +88,19 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
     };
     let walk = Walk::new(&arguments.paths, arguments.one_file_system, arguments.jobs.map(usize::from))?;
     labelling.screen.expect(&arguments.paths);
-    labelling.screen.during(|| walk.run(&labelling));
+    let mut barren = Vec::new();
+    labelling.screen.during(|| barren = walk.run(&labelling));
+    for barren in &barren {
+        labelling.screen.complain(&why::barren(barren, "labelled"));
+    }
     labelling.sum_up()?;
-    Ok(if labelling.counts.failed.load(Ordering::Relaxed) > 0 { Ended::Failed } else { Ended::Fine })
+    // Where there is no file yet, all of them are labelled.
+    let unfit = barren.iter().any(|barren| barren.kind != Kind::Directory);
+    Ok(match labelling.counts.failed.load(Ordering::Relaxed) {
+        0 if unfit => Ended::Nothing,
+        0 => Ended::Fine,
+        _ => Ended::Failed,
+    })
 }
 
 #[derive(Debug)]
@@ -261,10 +276,7 @@ impl Labelling {
         {
             return Ok(answer);
         }
-        let fs = self
-            .filesystems
-            .of(facts.device, opened.file())
-            .map_err(|error| format!("its file system cannot be told: {error}"))?;
+        let fs = self.filesystems.of(facts.device, opened.file()).map_err(|error| why::no_file_system(&error))?;
         let answer = self.rules.appraised(facts, &fs);
         worker.last = Some((alike, answer));
         Ok(answer)

@@ -69,6 +69,8 @@ enum Verb {
 enum Ended {
     Fine,
     Failed,
+    /// There was nothing to do it with, which a script should notice.
+    Nothing,
 }
 
 impl From<Ended> for ExitCode {
@@ -76,6 +78,7 @@ impl From<Ended> for ExitCode {
         match ended {
             Ended::Fine => Self::SUCCESS,
             Ended::Failed => Self::from(1),
+            Ended::Nothing => Self::from(2),
         }
     }
 }

@@ -50,9 +50,8 @@ pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 /// What became of printing: a reader that went away does not matter, a full disk does.
 fn printed(result: io::Result<()>) -> anyhow::Result<()> {
     match result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot print to standard output, so the result is not complete")
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error)
+            .context("cannot print to standard output, so the result is not complete (fix: make room where it goes)"),
         Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -39,8 +39,12 @@ fn text(status: &Value) -> String {
     row("running", &format!("{} s", word(status.get("uptime_seconds"))));
     for mount in list(status, "mounts") {
         let part = |name| word(mount.get(name));
-        let gone = if mount.get("guarded") == Some(&Value::Bool(false)) { ", gone: not guarded any more" } else { "" };
-        row("guarding", &format!("{} ({} on {}{gone})", part("path"), part("filesystem"), part("device")));
+        let what = format!("{} ({} on {})", part("path"), part("filesystem"), part("device"));
+        if mount.get("guarded") == Some(&Value::Bool(false)) {
+            row("not guarded", &format!("{what}: it has gone; if it is mounted again, restart the guard"));
+        } else {
+            row("guarding", &what);
+        }
     }
     row("counted", &counts(status.get("counters").and_then(Value::as_object), Zeros::Shown));
     row("failures", &counts(status.get("failures").and_then(Value::as_object), Zeros::Hidden));
@@ -104,7 +108,7 @@ version     0.1.0
 pid         7
 running     3 s
 guarding    /a (ext4 on loop0)
-guarding    /b (tmpfs on tmpfs, gone: not guarded any more)
+not guarded /b (tmpfs on tmpfs): it has gone; if it is mounted again, restart the guard
 counted     asked 2, log lines dropped 0
 failures    hash-stalled 1
 remembered  known 1

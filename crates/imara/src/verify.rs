@@ -27,15 +27,21 @@ A file is judged as it would be when root opens it for reading, and when root ex
 With --json, one object a line for each file:
   path      its path; path_hex besides, where it is not UTF-8
   verdict   allow or deny
-  cause     of a denial, in the kernel's words, such as \"invalid-hash\"; else null
+  cause     of a denial, in the kernel's words, such as \"invalid-hash\"; \"imara:unjudged\" if the file could not be read,
+            why is told on standard error; else null
   expected  what the label says, such as \"sha256:e3b0…\"; null without a label
   found     the digest of the content; null where it was not needed
+
+A guard in mode enforce keeps files that fail from everybody, so from verify too: it can then only say that they cannot be
+opened (imara:unjudged). Which cause they have is in the guard's log; or verify while the guard is in mode log or not there.
+
+A PATH that is a symbolic link is followed; links below it are not, but what they lead to is judged where it is.
 
 Examples:
   imara verify /usr
   imara verify --json -x / | jq -r 'select(.verdict == \"deny\") | .path'
 
-Exit status: 0 all would be opened, 1 some would not, 2 could not run.";
+Exit status: 0 all would be opened; 1 some would not; 2 could not run, or a PATH has led to no regular file at all.";
 
 /// Arguments of `imara verify`.
 #[derive(Debug, clap::Args)]
@@ -72,9 +78,17 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
     };
     let walk = Walk::new(&arguments.paths, arguments.one_file_system, arguments.jobs.map(usize::from))?;
     verifying.screen.expect(&arguments.paths);
-    verifying.screen.during(|| walk.run(&verifying));
+    let mut barren = Vec::new();
+    verifying.screen.during(|| barren = walk.run(&verifying));
+    for barren in &barren {
+        verifying.screen.complain(&why::barren(barren, "verified"));
+    }
     verifying.sum_up()?;
-    Ok(if verifying.counts.failed.load(Ordering::Relaxed) > 0 { Ended::Failed } else { Ended::Fine })
+    Ok(match verifying.counts.failed.load(Ordering::Relaxed) {
+        0 if barren.is_empty() => Ended::Fine,
+        0 => Ended::Nothing,
+        _ => Ended::Failed,
+    })
 }
 
 /// What a guarded open would be: `enforce`, and the daemon's default algorithm for labels that name none.
@@ -220,10 +234,8 @@ impl Verifying {
     }
 
     fn judge(&self, worker: &mut Worker, opened: &mut Opened) -> Result<(Judged, Option<RuleId>), String> {
-        let fs = self
-            .filesystems
-            .of(opened.facts.device, opened.file())
-            .map_err(|error| format!("its file system cannot be told: {error}"))?;
+        let fs =
+            self.filesystems.of(opened.facts.device, opened.file()).map_err(|error| why::no_file_system(&error))?;
         let accesses = if opened.facts.mode & 0o111 == 0 { &[Access::Read][..] } else { &[Access::Read, Access::Exec] };
         let decisions: Vec<_> =
             accesses.iter().map(|access| (*access, self.rules.decide(*access, &opened.facts, &fs))).collect();
@@ -282,11 +294,16 @@ impl Verifying {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let (passed, failed) = (load(&self.counts.passed), load(&self.counts.failed));
         let (not_appraised, skipped) = (load(&self.counts.not_appraised), load(&self.counts.skipped));
-        if passed + failed == 0 && not_appraised > 0 {
+        if let Some(first) = self.first_rule.get().filter(|_| passed + failed == 0) {
+            let what = if not_appraised > 0 {
+                format!("none of {not_appraised} files")
+            } else {
+                "nothing on the file systems that are mounted there".into()
+            };
             self.screen.complain(&format!(
-                "nothing was verified: the policy appraises none of {not_appraised} files\n  first reason: {}\n  fix: \
-                 choose another policy with --policy",
-                self.rules.text(self.first_rule.get().copied().flatten())
+                "nothing was verified: the policy appraises {what}\n  first reason: {}\n  fix: choose another policy \
+                 with --policy",
+                self.rules.text(*first)
             ));
         }
         if !self.json {

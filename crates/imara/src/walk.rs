@@ -1,4 +1,4 @@
-//! Finds every file below some paths, with several threads, following no symbolic link.
+//! Finds every file below some paths, with several threads, following no symbolic link but those that are named.
 //!
 //! Threads share a stack of work: directories to read, and batches of file names where a directory has many. Each is
 //! opened relative to its open parent, so that no name above it can be exchanged meanwhile. A thread that finds the
@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
@@ -31,6 +32,8 @@ pub(crate) struct Directory {
     pub(crate) device: Option<(u32, u32)>,
     /// The only device number allowed below, if told to stay on one file system.
     limit: Option<(u32, u32)>,
+    /// The place of the path that led here among those that were named; absent for the working directory.
+    argument: Option<usize>,
 }
 
 impl Directory {
@@ -48,12 +51,15 @@ impl Directory {
 pub(crate) struct Entry<'a> {
     pub(crate) directory: &'a Directory,
     pub(crate) name: &'a CStr,
+    /// The symbolic link that was named instead.
+    link: Option<&'a Path>,
 }
 
 impl Entry<'_> {
     /// The path to show.
     pub(crate) fn path(&self) -> PathBuf {
-        self.directory.path.join(OsStr::from_bytes(self.name.to_bytes()))
+        let named = || self.directory.path.join(OsStr::from_bytes(self.name.to_bytes()));
+        self.link.map_or_else(named, Path::to_owned)
     }
 
     /// Whether a file with these facts is out of bounds: mounted here from another file system.
@@ -92,56 +98,117 @@ pub(crate) trait Visitor: Sync {
 #[derive(Debug)]
 pub(crate) struct Walk {
     roots: Vec<Job>,
+    arguments: Vec<Argument>,
     jobs: usize,
 }
 
+/// A path that was named.
+#[derive(Debug)]
+struct Argument {
+    path: PathBuf,
+    kind: Kind,
+    /// Whether it has led to a regular file, or to a failure, which says enough.
+    fruitful: AtomicBool,
+}
+
+/// A path that was named and has led to no regular file at all.
+#[derive(Debug)]
+pub(crate) struct Barren {
+    pub(crate) path: PathBuf,
+    /// What it is; not a link, which is followed.
+    pub(crate) kind: Kind,
+}
+
 impl Walk {
-    /// Looks at every path first: one that is missing is an error before anything is done.
+    /// Looks at every path first: one that is missing is an error before anything is done. A symbolic link is followed,
+    /// as `find -H` does.
     pub(crate) fn new(paths: &[PathBuf], one_file_system: bool, jobs: Option<usize>) -> anyhow::Result<Self> {
         // Directories that wait hold their parents open.
         let _ = imara_linux::limits::raise_open_files();
-        let here =
-            Arc::new(Directory { file: dir::working_directory()?, path: PathBuf::new(), device: None, limit: None });
-        let mut roots = Vec::new();
-        for path in paths {
-            let name = CString::new(path.as_os_str().as_bytes()).context("a path cannot hold a NUL byte")?;
-            let kind = dir::kind_of(here.file(), &name).map_err(|error| {
-                let fix = "fix: name a file or directory that exists and may be looked at";
-                anyhow::anyhow!("{}: {} ({fix})", crate::words::shown(path), error.error)
-            })?;
+        let here = Directory {
+            file: dir::working_directory()?,
+            path: PathBuf::new(),
+            device: None,
+            limit: None,
+            argument: None,
+        };
+        let (here, mut roots, mut arguments) = (Arc::new(here), Vec::new(), Vec::new());
+        for (argument, path) in paths.iter().enumerate() {
+            let Named { name, kind, link } = Named::of(&here, path)?;
+            arguments.push(Argument { path: path.to_owned(), kind, fruitful: AtomicBool::new(false) });
             let parent = Arc::clone(&here);
             roots.push(match kind {
-                Kind::Directory => Job::Directory { parent, name, root: Some(one_file_system) },
+                Kind::Directory => Job::Directory { parent, name, root: Some(Root { one_file_system, argument }) },
                 Kind::File | Kind::Link | Kind::Pipe | Kind::Socket | Kind::Device | Kind::Unknown => {
-                    Job::One { parent, name, kind }
+                    Job::One { parent, name, kind, link, argument }
                 }
             });
         }
         let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
-        Ok(Self { roots, jobs })
+        Ok(Self { roots, arguments, jobs })
     }
 
-    /// Goes, and returns when everything has been visited.
-    pub(crate) fn run<V: Visitor>(self, visitor: &V) {
-        let stack = Stack::new(self.roots);
+    /// Goes, and returns when everything has been visited; which of the paths led to nothing.
+    pub(crate) fn run<V: Visitor>(self, visitor: &V) -> Vec<Barren> {
+        let (stack, arguments) = (Stack::new(self.roots), self.arguments);
         std::thread::scope(|scope| {
             for _ in 1..self.jobs {
-                scope.spawn(|| Thread::new(&stack, visitor).run());
+                scope.spawn(|| Thread::new(&stack, &arguments, visitor).run());
             }
-            Thread::new(&stack, visitor).run();
+            Thread::new(&stack, &arguments, visitor).run();
         });
+        let barren = arguments.into_iter().filter(|argument| !argument.fruitful.load(Ordering::Relaxed));
+        barren.map(|Argument { path, kind, .. }| Barren { path, kind }).collect()
+    }
+}
+
+/// What a path that was named stands for, and under which name that can be opened without following a link.
+#[derive(Debug)]
+struct Named {
+    name: CString,
+    kind: Kind,
+    link: Option<PathBuf>,
+}
+
+impl Named {
+    fn of(here: &Directory, path: &Path) -> anyhow::Result<Self> {
+        let c_string = |bytes: &[u8]| CString::new(bytes).context("a path cannot hold a NUL byte (fix: leave it out)");
+        let missing = |error: &io::Error| {
+            let fix = "fix: name a file or directory that exists and may be looked at";
+            anyhow::anyhow!("{}: {error} ({fix})", crate::words::shown(path))
+        };
+        let name = c_string(path.as_os_str().as_bytes())?;
+        let kind = dir::kind_of(here.file(), &name).map_err(|error| missing(&error.error))?;
+        if kind != Kind::Link {
+            return Ok(Self { name, kind, link: None });
+        }
+        let target = path.canonicalize().map_err(|error| missing(&error))?;
+        let target = c_string(target.as_os_str().as_bytes())?;
+        let kind = dir::kind_of(here.file(), &target).map_err(|error| missing(&error.error))?;
+        if kind == Kind::Directory {
+            // A slash behind a link makes the kernel follow it, and files below keep the name they were asked for by.
+            return Ok(Self { name: c_string(&[path.as_os_str().as_bytes(), b"/"].concat())?, kind, link: None });
+        }
+        Ok(Self { name: target, kind, link: Some(path.to_owned()) })
     }
 }
 
 /// A piece of work.
 #[derive(Debug)]
 enum Job {
-    /// A directory to read; `root` is present for one that was named, and says whether to stay on its file system.
-    Directory { parent: Arc<Directory>, name: CString, root: Option<bool> },
+    /// A directory to read; `root` is present for one that was named.
+    Directory { parent: Arc<Directory>, name: CString, root: Option<Root> },
     /// Files of one directory; each name ends with a NUL byte.
     Files { directory: Arc<Directory>, names: Vec<u8> },
-    /// A single thing that was named.
-    One { parent: Arc<Directory>, name: CString, kind: Kind },
+    /// A single thing that was named, through `link` if that is present.
+    One { parent: Arc<Directory>, name: CString, kind: Kind, link: Option<PathBuf>, argument: usize },
+}
+
+/// How to go on below a directory that was named.
+#[derive(Clone, Copy, Debug)]
+struct Root {
+    one_file_system: bool,
+    argument: usize,
 }
 
 /// The work that waits, last in first out: deep before wide keeps it short.
@@ -208,14 +275,22 @@ impl Stack {
 
 struct Thread<'w, V: Visitor> {
     stack: &'w Stack,
+    arguments: &'w [Argument],
     visitor: &'w V,
     worker: V::Worker,
     reader: DirectoryReader,
 }
 
 impl<'w, V: Visitor> Thread<'w, V> {
-    fn new(stack: &'w Stack, visitor: &'w V) -> Self {
-        Self { stack, visitor, worker: visitor.worker(), reader: DirectoryReader::default() }
+    fn new(stack: &'w Stack, arguments: &'w [Argument], visitor: &'w V) -> Self {
+        Self { stack, arguments, visitor, worker: visitor.worker(), reader: DirectoryReader::default() }
+    }
+
+    /// The path with this place has led to something.
+    fn bears_fruit(&self, argument: Option<usize>) {
+        if let Some(argument) = argument.and_then(|argument| self.arguments.get(argument)) {
+            argument.fruitful.store(true, Ordering::Relaxed);
+        }
     }
 
     fn run(mut self) {
@@ -226,41 +301,50 @@ impl<'w, V: Visitor> Thread<'w, V> {
                     if let Err(error) = self.directory(&parent, &name, &path, root) {
                         // What was removed since its parent was read is nobody's failure.
                         if root.is_some() || error.kind() != io::ErrorKind::NotFound {
+                            self.bears_fruit(root.map_or(parent.argument, |root| Some(root.argument)));
                             self.visitor.visit(&mut self.worker, Found::Failed(&path, error));
                         }
                     }
                 }
                 Job::Files { directory, names } => self.files(&directory, &names),
-                Job::One { parent, name, kind } => self.one(&parent, &name, kind),
+                Job::One { parent, name, kind, link, argument } => {
+                    if kind == Kind::File {
+                        self.bears_fruit(Some(argument));
+                    }
+                    self.one(Entry { directory: &parent, name: &name, link: link.as_deref() }, kind);
+                }
             }
             self.stack.done();
         }
     }
 
-    fn directory(&mut self, parent: &Directory, name: &CStr, path: &Path, root: Option<bool>) -> io::Result<()> {
+    fn directory(&mut self, parent: &Directory, name: &CStr, path: &Path, root: Option<Root>) -> io::Result<()> {
         let file = dir::open_directory(parent.file(), name).map_err(|error| error.error)?;
         let device = file::facts(file.as_fd()).map_err(|error| error.error)?.device;
-        let limit = if root == Some(true) { Some(device) } else { parent.limit };
+        let limit = if root.is_some_and(|root| root.one_file_system) { Some(device) } else { parent.limit };
         if limit.is_some_and(|limit| limit != device) {
             return Ok(());
         }
-        let directory = Arc::new(Directory { file, path: path.to_owned(), device: Some(device), limit });
+        let (path, argument) = (path.to_owned(), root.map_or(parent.argument, |root| Some(root.argument)));
+        let directory = Arc::new(Directory { file, path, device: Some(device), limit, argument });
         if root.is_none() && Some(device) != parent.device && !self.visitor.enter(&mut self.worker, &directory) {
+            // There may well be files, but none that matters.
+            self.bears_fruit(argument);
             return Ok(());
         }
         self.entries(&directory)
     }
 
     fn entries(&mut self, directory: &Arc<Directory>) -> io::Result<()> {
-        let Self { stack, visitor, worker, reader } = self;
-        let (mut names, mut count) = (Vec::new(), 0);
+        let Self { stack, visitor, worker, reader, .. } = self;
+        let (mut names, mut count, mut any) = (Vec::new(), 0, false);
         let result = reader.read(directory.file(), |name, kind| {
-            let entry = Entry { directory, name };
+            let entry = Entry { directory, name, link: None };
             let kind = if kind == Kind::Unknown { dir::kind_of(directory.file(), name).unwrap_or(kind) } else { kind };
             match kind {
                 Kind::File | Kind::Unknown => {
                     names.extend_from_slice(name.to_bytes_with_nul());
-                    count += 1;
+                    (count, any) = (count + 1, true);
                 }
                 Kind::Directory => {
                     let job = Job::Directory { parent: Arc::clone(directory), name: name.to_owned(), root: None };
@@ -277,21 +361,25 @@ impl<'w, V: Visitor> Thread<'w, V> {
                     stack.push(Job::Files { directory: Arc::clone(directory), names: full })
                 {
                     each_name(&names, |name| {
-                        visitor.visit(worker, Found::File(Entry { directory: &directory, name }));
+                        visitor.visit(worker, Found::File(Entry { directory: &directory, name, link: None }));
                     });
                 }
             }
         });
+        if any {
+            self.bears_fruit(directory.argument);
+        }
         self.files(directory, &names);
         result.map_err(|error| error.error)
     }
 
     fn files(&mut self, directory: &Directory, names: &[u8]) {
-        each_name(names, |name| self.visitor.visit(&mut self.worker, Found::File(Entry { directory, name })));
+        each_name(names, |name| {
+            self.visitor.visit(&mut self.worker, Found::File(Entry { directory, name, link: None }));
+        });
     }
 
-    fn one(&mut self, parent: &Directory, name: &CStr, kind: Kind) {
-        let entry = Entry { directory: parent, name };
+    fn one(&mut self, entry: Entry<'_>, kind: Kind) {
         let found = if kind == Kind::File { Found::File(entry) } else { Found::Other(entry, kind) };
         self.visitor.visit(&mut self.worker, found);
     }

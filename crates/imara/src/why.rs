@@ -5,9 +5,12 @@ use std::io;
 use imara_integrity::appraise::{Cause, LabelRead};
 use imara_integrity::digest::Digest;
 use imara_linux::dir::Kind;
+use imara_linux::mounts::MountError;
 use imara_linux::xattr::{Refusal, XattrWriteError};
 
 use crate::content::ContentError;
+use crate::walk::Barren;
+use crate::words::shown;
 
 /// `EPERM`: the same on every architecture that Linux has.
 const NOT_PERMITTED: i32 = 1;
@@ -27,11 +30,21 @@ pub(crate) const fn not_a_file(kind: Kind) -> &'static str {
     }
 }
 
+/// A path that was named led to no regular file; `done` is what would have been done with one.
+pub(crate) fn barren(barren: &Barren, done: &str) -> String {
+    let found = match barren.kind {
+        Kind::Directory => "there is no regular file in this directory, nor below it",
+        kind @ (Kind::File | Kind::Link | Kind::Pipe | Kind::Socket | Kind::Device | Kind::Unknown) => not_a_file(kind),
+    };
+    let path = shown(&barren.path);
+    format!("{path}: nothing was {done}: {found} (fix: name a regular file, or a directory that holds some)")
+}
+
 /// A file or directory could not be opened.
 pub(crate) fn not_opened(error: &io::Error) -> String {
     let fix = if error.raw_os_error() == Some(NOT_PERMITTED) {
-        "; a guard in mode enforce refuses a file that is not what its label says (fix: `imara mode log` meanwhile, or stop the \
-         guard)"
+        ": a guard refuses it, so what it contains cannot be judged from here (fix: look for the cause in the guard's log; \
+         to have the file opened all the same, `imara mode log` meanwhile, or end the guard)"
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         " (fix: run as root)"
     } else {
@@ -40,13 +53,20 @@ pub(crate) fn not_opened(error: &io::Error) -> String {
     format!("cannot be opened: {error}{fix}")
 }
 
+/// What a file is on could not be told.
+pub(crate) fn no_file_system(error: &MountError) -> String {
+    format!("its file system cannot be told: {error} (fix: see that /proc is mounted, and belongs to these mounts)")
+}
+
 /// A content could not be hashed.
 pub(crate) fn not_hashed(error: &ContentError) -> String {
     match error {
         ContentError::Call(error) if error.raw_os_error() == Some(BROKEN) => {
             format!("cannot be read: {error} (fix: look at the kernel's log, the disk may be failing)")
         }
-        ContentError::Call(error) => format!("cannot be read: {error}"),
+        ContentError::Call(error) => {
+            format!("cannot be read: {error} (fix: see that its file system is healthy, then again)")
+        }
         ContentError::Changing => {
             "changed each of the 3 times it was read, expected to find it at rest (fix: stop who \
                                    writes to it, then again)"

@@ -1,14 +1,18 @@
 //! What the administrator wants guarded, and how: from the command line or from `imara.toml`.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use imara_integrity::check::{Mode, Settings};
 use imara_integrity::digest::HashAlgorithm;
 use imara_integrity::label;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::log::Sink;
+use crate::start::refused;
 
 /// Where the socket and the lock live unless told otherwise.
 pub(crate) const RUN_DIR: &str = "/run/imara";
@@ -32,51 +36,98 @@ pub(crate) struct Config {
 }
 
 /// `imara.toml`. Unknown keys are errors: a misspelt `mode` must not leave a host in another one.
+///
+/// Values are parsed where they stand, so that errors show the line.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    mode: Option<String>,
-    policy: Option<String>,
+    #[serde(default = "default_mode", deserialize_with = "parsed")]
+    mode: Mode,
+    #[serde(default = "default_policy")]
+    policy: String,
+    #[serde(default, deserialize_with = "some_mounts")]
     mounts: Vec<PathBuf>,
-    hash: Option<String>,
-    run_dir: Option<PathBuf>,
-    log: Option<String>,
+    #[serde(default = "default_hash", deserialize_with = "usable_hash")]
+    hash: HashAlgorithm,
+    #[serde(default = "default_run_dir")]
+    run_dir: PathBuf,
+    #[serde(default, deserialize_with = "sink")]
+    log: Sink,
+}
+
+const fn default_mode() -> Mode {
+    Mode::Enforce
+}
+
+fn default_policy() -> String {
+    POLICY.into()
+}
+
+const fn default_hash() -> HashAlgorithm {
+    HashAlgorithm::Sha256
+}
+
+fn default_run_dir() -> PathBuf {
+    RUN_DIR.into()
+}
+
+fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(value: D) -> Result<T, D::Error> {
+    String::deserialize(value)?.parse().map_err(D::Error::custom)
+}
+
+fn usable_hash<'de, D: Deserializer<'de>>(value: D) -> Result<HashAlgorithm, D::Error> {
+    parsed(value).and_then(|hash| check_hash(hash).map(|()| hash).map_err(D::Error::custom))
+}
+
+fn some_mounts<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
+    let mounts = Vec::deserialize(value)
+        .map_err(|error| D::Error::custom(format!("{} of paths, such as [\"/srv\"]", error.to_string().trim_end())))?;
+    check_mounts(&mounts).map(|()| mounts).map_err(D::Error::custom)
+}
+
+fn sink<'de, D: Deserializer<'de>>(value: D) -> Result<Sink, D::Error> {
+    match String::deserialize(value)?.as_str() {
+        "stderr" => Ok(Sink::Stderr),
+        "journald" => Ok(Sink::Journal),
+        other => Err(D::Error::custom(format!("unknown log {other:?} (expected \"stderr\" or \"journald\")"))),
+    }
+}
+
+fn check_hash(hash: HashAlgorithm) -> anyhow::Result<()> {
+    if !label::can_be_read_back(hash) {
+        bail!("{hash} cannot be used for labels: they could not be told from md5 labels (fix: use sha256)");
+    }
+    Ok(())
+}
+
+fn check_mounts(mounts: &[PathBuf]) -> anyhow::Result<()> {
+    if mounts.is_empty() {
+        bail!(
+            "no mount point is named, so nothing would be guarded (fix: name at least one, such as mounts = [\"/srv\"])"
+        );
+    }
+    Ok(())
 }
 
 impl Config {
     /// Reads `imara.toml`.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("{} is not a configuration of imarad", path.display()))
+        let shown = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(refused(format!("cannot read the configuration {shown}"), "name one that can be read"))?;
+        Self::parse(&text).with_context(|| format!("{shown} is not a configuration of imarad"))
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
-        let file: File = toml::from_str(text)?;
-        let log = match file.log.as_deref() {
-            None | Some("stderr") => Sink::Stderr,
-            Some("journald") => Sink::Journal,
-            Some(other) => bail!("log = {other:?} (expected \"stderr\" or \"journald\")"),
-        };
-        let mode = file.mode.as_deref().map_or(Ok(Mode::Enforce), str::parse)?;
-        let hash = file.hash.as_deref().map_or(Ok(HashAlgorithm::Sha256), str::parse)?;
-        Self {
-            settings: Settings { mode, hash },
-            policy: file.policy.unwrap_or_else(|| POLICY.into()),
-            mounts: file.mounts,
-            run_dir: file.run_dir.unwrap_or_else(|| RUN_DIR.into()),
-            log,
-        }
-        .checked()
+        let File { mode, policy, mounts, hash, run_dir, log } =
+            toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
+        Self { settings: Settings { mode, hash }, policy, mounts, run_dir, log }.checked()
     }
 
     /// Refuses what cannot be meant.
     pub(crate) fn checked(self) -> anyhow::Result<Self> {
-        if !label::can_be_read_back(self.settings.hash) {
-            bail!("hash = \"md4\" cannot be used for labels: they could not be told from md5 labels (use sha256)");
-        }
-        if self.mounts.is_empty() {
-            bail!("no mount point is named, so nothing would be guarded (name at least one, e.g. mounts = [\"/usr\"])");
-        }
+        check_hash(self.settings.hash)?;
+        check_mounts(&self.mounts)?;
         Ok(self)
     }
 }
@@ -110,18 +161,70 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_by_name() {
-        for (text, word) in [
-            ("mounts = []", "no mount point"),
-            ("mounts = [\"/\"]\nmod = \"log\"", "mod"),
-            ("mounts = [\"/\"]\nmode = \"permissive\"", "permissive"),
-            ("mounts = [\"/\"]\nhash = \"sha257\"", "sha257"),
-            ("mounts = [\"/\"]\nhash = \"md4\"", "md5"),
-            ("mounts = [\"/\"]\nlog = \"syslog\"", "syslog"),
-            ("mode = \"log\"", "mounts"),
+    fn what_cannot_be_meant_is_refused_where_it_stands() {
+        let missing = "no mount point is named, so nothing would be guarded (fix: name at least one, such as mounts = [\"/srv\"])";
+        let at = |line: u32, column: usize, text: &str, length: usize, what: &str| {
+            let (blank, marks) = (" ".repeat(column - 1), "^".repeat(length));
+            format!(
+                "TOML parse error at line {line}, column {column}\n  |\n{line} | {text}\n  | {blank}{marks}\n{what}"
+            )
+        };
+        for (text, expected) in [
+            ("mode = \"log\"", missing.to_owned()),
+            ("mounts = []", at(1, 10, "mounts = []", 2, missing)),
+            (
+                "mounts = \"/\"",
+                at(
+                    1,
+                    10,
+                    "mounts = \"/\"",
+                    3,
+                    "invalid type: string \"/\", expected a sequence of paths, such as [\"/srv\"]",
+                ),
+            ),
+            ("mounts = [\"/\"", at(1, 14, "mounts = [\"/\"", 1, "unclosed array, expected `]`")),
+            (
+                "mounts = [\"/\"]\nmod = \"log\"",
+                at(
+                    2,
+                    1,
+                    "mod = \"log\"",
+                    3,
+                    "unknown field `mod`, expected one of `mode`, `policy`, `mounts`, `hash`, `run_dir`, `log`",
+                ),
+            ),
+            (
+                "mounts = [\"/\"]\nmode = \"permissive\"",
+                at(
+                    2,
+                    8,
+                    "mode = \"permissive\"",
+                    12,
+                    "unknown mode \"permissive\" (expected enforce, log, fix or off)",
+                ),
+            ),
+            (
+                "mounts = [\"/\"]\n\n  hash = \"sha257\" # ?",
+                at(3, 10, "  hash = \"sha257\" # ?", 8, "unknown hash algorithm \"sha257\" (did you mean sha256?)"),
+            ),
+            (
+                "mounts = [\"/\"]\nhash = \"md4\"",
+                at(
+                    2,
+                    8,
+                    "hash = \"md4\"",
+                    5,
+                    "md4 cannot be used for labels: they could not be told from md5 labels (fix: use sha256)",
+                ),
+            ),
+            (
+                "log = \"syslog\"\nmounts = [\"/\"]",
+                at(1, 7, "log = \"syslog\"", 8, "unknown log \"syslog\" (expected \"stderr\" or \"journald\")"),
+            ),
+            ("mounts = [\"/\"]\nlog = 1", at(2, 7, "log = 1", 1, "invalid type: integer `1`, expected a string")),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());
-            assert!(error.contains(word), "{text}: {error}");
+            assert_eq!(error, expected, "{text}");
         }
     }
 }

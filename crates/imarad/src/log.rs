@@ -66,7 +66,10 @@ impl Log {
         let (queue, lines) = sync_channel(CAPACITY);
         let dropped = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&dropped);
-        std::thread::Builder::new().name("log".into()).spawn(move || Writer::new(sink).run(&lines, &seen))?;
+        std::thread::Builder::new().name("log".into()).spawn(move || {
+            let writer = Writer::new(sink);
+            run(&lines, &seen, |level, text| writer.write(level, text));
+        })?;
         Ok(Self { queue, dropped })
     }
 
@@ -100,6 +103,25 @@ impl Log {
     }
 }
 
+/// Writes what is queued until nobody is left who could queue more.
+fn run(lines: &Receiver<Line>, dropped: &AtomicU64, mut write: impl FnMut(Level, &str)) {
+    let mut told = 0;
+    for line in lines {
+        match line {
+            Line::Record(record) => write(Level::Warning, &record.to_string()),
+            Line::Text(level, text) => write(level, &text),
+            Line::Flush(done) => {
+                let _ = done.send(());
+            }
+        }
+        let lost = dropped.load(Ordering::Relaxed);
+        if lost > told {
+            write(Level::Warning, &format!("imarad: {} log lines lost: whoever reads them is too slow", lost - told));
+            told = lost;
+        }
+    }
+}
+
 struct Writer {
     journal: Option<UnixDatagram>,
 }
@@ -112,24 +134,6 @@ impl Writer {
             Some(socket)
         };
         Self { journal: if sink == Sink::Journal { connect() } else { None } }
-    }
-
-    fn run(&self, lines: &Receiver<Line>, dropped: &AtomicU64) {
-        let mut told = 0;
-        for line in lines {
-            match line {
-                Line::Record(record) => self.write(Level::Warning, &record.to_string()),
-                Line::Text(level, text) => self.write(level, &text),
-                Line::Flush(done) => {
-                    let _ = done.send(());
-                }
-            }
-            let lost = dropped.load(Ordering::Relaxed);
-            if lost > told {
-                self.write(Level::Warning, &format!("log: {} lines lost, the reader is too slow", lost - told));
-                told = lost;
-            }
-        }
     }
 
     /// A line that cannot be written is lost: there is nobody left to tell.
@@ -157,5 +161,24 @@ mod tests {
             log.say(Level::Info, number.to_string());
         }
         assert_eq!(log.dropped(), 8);
+    }
+
+    #[test]
+    fn lost_lines_are_told_once_and_as_everything_else_about_the_guard_itself() {
+        let (queue, lines) = sync_channel(2);
+        let log = Log { queue, dropped: Arc::default() };
+        for number in 0..5 {
+            log.say(Level::Info, format!("imarad: {number}"));
+        }
+        let dropped = Arc::clone(&log.dropped);
+        drop(log);
+        let mut written = Vec::new();
+        run(&lines, &dropped, |level, text| written.push((level, text.to_owned())));
+        let expected = [
+            (Level::Info, "imarad: 0"),
+            (Level::Warning, "imarad: 3 log lines lost: whoever reads them is too slow"),
+            (Level::Info, "imarad: 1"),
+        ];
+        assert_eq!(written, expected.map(|(level, text)| (level, text.to_owned())));
     }
 }

@@ -1,26 +1,29 @@
 //! Everything that needs a privilege or can fail is done here, before the first question is asked.
 
+use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use imara_integrity::policy::Policy;
+use anyhow::{Context as _, anyhow, bail};
+use imara_integrity::event::Hook;
+use imara_integrity::policy::{Family, Policy, Verb};
 use imara_linux::control::Listener;
 use imara_linux::create::CreateGroup;
 use imara_linux::epoll::Waker;
 use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::hash::FileHasher;
 use imara_linux::lease::{self, LeaseSignal, LeaseSignals};
-use imara_linux::lock::Lock;
+use imara_linux::lock::{Lock, LockError};
 use imara_linux::mounts::{self, MountWatch};
 use imara_linux::notify::{Notifier, State};
-use imara_linux::signals::Signals;
+use imara_linux::signals::{self, Hangup, Signals};
 use imara_linux::{limits, task};
 
 use crate::closer::Closer;
@@ -29,10 +32,10 @@ use crate::created::Created;
 use crate::filesystems::FileSystems;
 use crate::inodes::Inodes;
 use crate::keeper::Keeper;
-use crate::log::Log;
+use crate::log::{Level, Log};
 use crate::pool::Pool;
 use crate::renew::Retries;
-use crate::serve::Guard;
+use crate::serve::{Guard, Ordered};
 use crate::status::Counters;
 use crate::{control, policies};
 
@@ -51,65 +54,119 @@ const CROSS_DEVICE: i32 = 18;
 /// Where the locks of guarded file systems are, by device number.
 const LOCKS: &str = "/run/imara-guarded";
 
+/// A call that failed, and what helps; for `map_err`.
+pub(crate) fn refused<E: Display>(what: impl Display, fix: &str) -> impl FnOnce(E) -> anyhow::Error {
+    move |error| anyhow!("{what}: {error} (fix: {fix})")
+}
+
 /// Starts the guard and serves until it is told to end.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     limits::never_dump_core()?;
-    // Before any thread: all inherit the blocked signals.
-    let signals = Signals::open()?;
-    let signal = LeaseSignal::realtime(3).context("the kernel has no real-time signal 3")?;
-    let leases = LeaseSignals::open(signal)?;
-    let break_time = lease_break_time()?;
-    let policy = policies::load(&config.policy)?;
-    let opened = open_mounts(&config.mounts)?;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.run_dir)
-        .with_context(|| format!("cannot make the run directory {}", config.run_dir.display()))?;
-    let lock = Lock::take(&config.run_dir.join("lock"))
-        .context("another guard is running (end it first, or name its mounts and these together)")?;
-    let locks = lock_filesystems(&opened)?;
+    let begun = Begun::new(&config)?;
+    let mounts = open_mounts(&config.mounts)?;
+    let locks = take_locks(&config.run_dir, &mounts)?;
+    let guard = guard(&config, begun, &mounts)?;
+    mark(&guard, &mounts)?;
+    // The descriptors of the mount points would keep them from being unmounted.
+    drop(mounts);
+    announce(&guard);
+    let _ = guard.notifier.send(State::Ready);
+    let result = guard.serve();
+    drop(locks);
+    result
+}
+
+/// What is looked at and taken before anything is changed, and before any thread: all inherit the blocked signals.
+#[derive(Debug)]
+struct Begun {
+    signals: Signals,
+    leases: LeaseSignals,
+    break_time: Duration,
+    policy: Policy,
+}
+
+impl Begun {
+    fn new(config: &Config) -> anyhow::Result<Self> {
+        let signals = Signals::open(hangup())?;
+        let signal = LeaseSignal::realtime(3).context(
+            "the kernel has no real-time signal 3, which leases need (fix: use a kernel with 32 of them, as all have)",
+        )?;
+        let leases = LeaseSignals::open(signal)?;
+        let break_time = lease_break_time()?;
+        Ok(Self { signals, leases, break_time, policy: policies::load(&config.policy)? })
+    }
+}
+
+/// The guard of a terminal ends with it, unless nohup(1) says otherwise. A service has none: who sends it SIGHUP means
+/// something else by it than that nothing shall be guarded any more.
+fn hangup() -> Hangup {
+    let has_terminal = File::open("/dev/tty").is_ok();
+    if has_terminal && !signals::hangup_is_ignored().unwrap_or(false) { Hangup::Ends } else { Hangup::Passes }
+}
+
+/// The threads beside the dispatcher, and what it shares with them.
+#[derive(Debug)]
+struct Threads {
+    log: Log,
+    wake: Arc<Waker>,
+    pool: Pool,
+    keeper: Keeper,
+    commands: Receiver<Ordered>,
+    own: Receiver<i32>,
+}
+
+impl Threads {
+    fn start(config: &Config) -> anyhow::Result<Self> {
+        let log = Log::start(config.log)?;
+        let wake = Arc::new(Waker::new()?);
+        let (started, own) = channel();
+        let _ = started.send(task::own());
+        let pool = Pool::new(Arc::clone(&wake));
+        let keeper = Keeper::start(&wake, &started)?;
+        let (orders, commands) = sync_channel(16);
+        let listener = Listener::bind(&config.run_dir.join("control")).map_err(refused(
+            "the control socket cannot be made",
+            "have a run directory that is root's own, mode 0700, or name another with --run-dir",
+        ))?;
+        control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
+        Ok(Self { log, wake, pool, keeper, commands, own })
+    }
+}
+
+/// Puts the guard together; nothing is marked yet.
+fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Guard> {
     let descriptors = limits::raise_open_files()?.unwrap_or(u64::MAX);
-
-    let log = Log::start(config.log)?;
-    let wake = Arc::new(Waker::new()?);
-    let (started, own_threads) = channel();
-    let _ = started.send(task::own());
-    let pool = Pool::new(Arc::clone(&wake));
-    let keeper = Keeper::start(&wake, &started)?;
-    let (orders, commands) = sync_channel(16);
-    let listener = Listener::bind(&config.run_dir.join("control"))?;
-    control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
-    drop(started);
-
-    let group = PermissionGroup::open().context(
-        "cannot ask the kernel for permission events (needs root, CAP_SYS_ADMIN, and a kernel with \
-         CONFIG_FANOTIFY_ACCESS_PERMISSIONS)",
-    )?;
-    let created = CreateGroup::open().context("cannot hear of new files (needs Linux 5.17 or later)")?;
+    let threads = Threads::start(config)?;
+    let group = PermissionGroup::open().map_err(refused(
+        "cannot ask the kernel for permission events",
+        "run as root, with CAP_SYS_ADMIN, on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
+    ))?;
+    let created =
+        CreateGroup::open().map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
     let mut filesystems = FileSystems::default();
-    for (path, mount) in &opened {
+    for (path, mount) in mounts {
         filesystems.add(path, mount)?;
     }
-    filesystems.make_private(&group, &opened);
+    filesystems.make_private(&group, mounts);
     let capacity = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(REMEMBERED);
-    warn_about_unseen_hooks(&policy, &log);
-    let guard = Guard {
+    warn_about_unseen_hooks(&begun.policy, &threads.log);
+    Ok(Guard {
         group,
         created: Created::new(created),
-        leases,
-        break_time,
-        signals,
+        leases: begun.leases,
+        break_time: begun.break_time,
+        signals: begun.signals,
         mount_watch: MountWatch::open()?,
-        wake,
-        commands,
-        notifier: Notifier::connect(std::env::var_os("NOTIFY_SOCKET").as_deref())?,
-        pool,
-        keeper,
+        wake: threads.wake,
+        commands: threads.commands,
+        notifier: Notifier::connect(std::env::var_os("NOTIFY_SOCKET").as_deref())
+            .map_err(refused("cannot tell systemd of the start", "outside of systemd, unset NOTIFY_SOCKET"))?,
+        pool: threads.pool,
+        keeper: threads.keeper,
         closer: Closer::start()?,
-        log,
-        own_threads: own_threads.iter().collect(),
-        policy,
+        log: threads.log,
+        own_threads: threads.own.iter().collect(),
+        policy: begun.policy,
         policy_name: config.policy.clone(),
         settings: config.settings,
         filesystems,
@@ -121,28 +178,23 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         label: Vec::new(),
         serial: 0,
         started: Instant::now(),
-    };
-    mark(&guard, &opened)?;
-    // The descriptors of the mount points would keep them from being unmounted.
-    drop(opened);
-    announce(&guard, &config);
-    let _ = guard.notifier.send(State::Ready);
-    let result = guard.serve();
-    drop((lock, locks));
-    result
+    })
 }
+
+/// What helps where the kernel cannot.
+const TRIED: &str = "guard one that can, such as ext4, xfs, btrfs or tmpfs";
 
 /// Marks go last and creations first: no file may be created unheard and then asked about.
 fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
     for (path, mount) in mounts {
         mark_creations(guard.created.group(), mount)
-            .with_context(|| format!("{}: this file system cannot tell of new files", path.display()))?;
+            .map_err(refused(format!("{}: this file system cannot tell of new files", path.display()), TRIED))?;
     }
     for (path, mount) in mounts {
         guard
             .group
             .mark_filesystem(mount.as_fd(), FsMask::GUARD)
-            .with_context(|| format!("{}: this file system cannot be guarded", path.display()))?;
+            .map_err(refused(format!("{}: this file system cannot be guarded", path.display()), TRIED))?;
     }
     Ok(())
 }
@@ -159,41 +211,77 @@ fn mark_creations(group: &CreateGroup, mount: &OwnedFd) -> anyhow::Result<()> {
 
 fn open_mounts(paths: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {
     let mut mounts = Vec::new();
+    let mut devices: HashMap<(u32, u32), &Path> = HashMap::new();
     for path in paths {
-        let directory = File::open(path).with_context(|| format!("cannot open the mount point {}", path.display()))?;
+        let shown = path.display();
+        let directory = File::open(path).map_err(refused(
+            format!("{shown}: cannot be opened"),
+            "run as root, and name a mount point that exists",
+        ))?;
         let mount = OwnedFd::from(directory);
-        let facts = imara_linux::file::facts(mount.as_fd())?;
-        if !facts.is_directory() {
-            bail!("{} is not a directory (expected the mount point of a file system)", path.display());
+        if !imara_linux::file::facts(mount.as_fd())?.is_directory() {
+            bail!("{shown}: not a directory (fix: name the mount point of a file system)");
         }
-        let point = mounts::mount_of_file(mount.as_fd())?.point;
-        if path.canonicalize()? != point {
+        let found = mounts::mount_of_file(mount.as_fd())
+            .map_err(refused(format!("{shown}: cannot tell what is mounted here"), "see that /proc is mounted"))?;
+        if path.canonicalize()? != found.point {
+            bail!("{shown}: {}", no_mount_point(&found.point));
+        }
+        if let Some(before) = devices.insert(found.device, path) {
+            let (major, minor) = found.device;
             bail!(
-                "{} is no mount point (a whole file system is guarded, and this one is mounted on {}; fix: mount what was \
-                 to be mounted here, or name that)",
-                path.display(),
-                point.display()
+                "{shown}: the same file system as {} (device {major}:{minor}), which is named already (fix: name it once, \
+                 it is guarded through every mount)",
+                before.display()
             );
         }
-        mounts.push((path.to_owned(), mount));
+        mounts.push((found.point, mount));
     }
     Ok(mounts)
 }
 
-/// One guard a file system, whatever its run directory: two would renew the same labels.
-fn lock_filesystems(mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Vec<Lock>> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(LOCKS)
-        .with_context(|| format!("cannot make the directory {LOCKS}"))?;
-    let mut locks = Vec::new();
+/// Nobody shall be led to guard `/` by a hint.
+fn no_mount_point(point: &Path) -> String {
+    let fix = if point == Path::new("/") {
+        "this directory is part of / itself (fix: mount a file system of its own here first, or name another mount point)"
+            .to_owned()
+    } else {
+        let point = point.display();
+        format!(
+            "this directory is part of the one on {point} (fix: mount what belongs here first, or name {point} if all of \
+             that shall be guarded)"
+        )
+    };
+    format!("no mount point; only whole file systems are guarded, and {fix}")
+}
+
+/// One guard a run directory, and one a file system, whatever its run directory: two would renew the same labels.
+fn take_locks(run_dir: &Path, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Vec<Lock>> {
+    make_directory(run_dir)?;
+    let mut locks = vec![take_lock(&run_dir.join("lock"), "another guard is running")?];
+    make_directory(Path::new(LOCKS))?;
     for (path, mount) in mounts {
         let (major, minor) = mounts::mount_of_file(mount.as_fd())?.device;
-        let lock = Lock::take(&Path::new(LOCKS).join(format!("{major}:{minor}")));
-        locks.push(lock.with_context(|| format!("{}: this file system is guarded already", path.display()))?);
+        let taken = format!("{}: another guard is running for this file system", path.display());
+        locks.push(take_lock(&Path::new(LOCKS).join(format!("{major}:{minor}")), &taken)?);
     }
     Ok(locks)
+}
+
+fn make_directory(path: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(refused(format!("cannot make the directory {}", path.display()), "run as root"))
+}
+
+/// `taken` is what it means that somebody else holds it.
+fn take_lock(path: &Path, taken: &str) -> anyhow::Result<Lock> {
+    Lock::take(path).map_err(|error| match error {
+        LockError::Taken { .. } => anyhow!("{taken}: {error} (fix: end it first, or let one guard have all mounts)"),
+        LockError::Call(_) | _ => {
+            anyhow!("cannot take the lock that keeps a second guard out: {error} (fix: run as root, and see that this can be \
+                     a file)")
+        }
+    })
 }
 
 fn lease_break_time() -> anyhow::Result<Duration> {
@@ -214,15 +302,75 @@ fn lease_break_time() -> anyhow::Result<Duration> {
 
 /// A rule for something that fanotify does not show would be a promise that nobody keeps.
 fn warn_about_unseen_hooks(policy: &Policy, log: &Log) {
-    for warning in policies::unseen(policy) {
-        log.say(crate::log::Level::Warning, format!("imarad: {warning}"));
+    let warnings = policies::unseen(policy).into_iter().chain(guards_nothing(policy).then(|| NOTHING.to_owned()));
+    for warning in warnings {
+        log.say(Level::Warning, format!("imarad: {warning}"));
     }
 }
 
+/// Said where [`guards_nothing`].
+const NOTHING: &str = "nothing is guarded by this policy: no rule of it appraises a file that is opened or executed (fix: \
+                       choose another with --policy, such as builtin:appraise_tcb)";
+
+/// Whether no rule can ever have a file judged, because all are for hooks that fanotify does not show, or for none.
+fn guards_nothing(policy: &Policy) -> bool {
+    let shown = [Hook::FileCheck, Hook::BprmCheck, Hook::CredsCheck];
+    let mut rules = policy.rules().map(|numbered| numbered.rule);
+    !rules.any(|rule| {
+        let action = rule.action;
+        action.family() == Family::Appraise
+            && action.verb() == Verb::Do
+            && rule.func.is_none_or(|hook| shown.contains(&hook))
+    })
+}
+
 /// The line that says that every mark is in place.
-fn announce(guard: &Guard, config: &Config) {
-    let mounts: Vec<String> = config.mounts.iter().map(|path| path.display().to_string()).collect();
+fn announce(guard: &Guard) {
+    let mounts: Vec<String> = guard.filesystems.all().iter().map(|fs| fs.path.display().to_string()).collect();
+    let (mode, policy) = (guard.settings.mode, &guard.policy_name);
+    let mut line = format!("guarding {} (mode {mode}, policy {policy})", mounts.join(" "));
+    if guards_nothing(&guard.policy) {
+        line = format!("{line}, but {NOTHING}");
+    }
     // Whoever started us may not care to read it.
-    let line = format!("guarding {} (mode {}, policy {})", mounts.join(" "), guard.settings.mode, guard.policy_name);
     let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use imara_integrity::policy::Options;
+
+    use super::*;
+
+    #[test]
+    fn a_policy_that_has_nothing_judged_is_known_for_it() {
+        for (text, expected) in [
+            ("", true),
+            ("measure", true),
+            ("dont_appraise fowner=0", true),
+            ("appraise func=MODULE_CHECK", true),
+            ("appraise func=MMAP_CHECK\nappraise func=FIRMWARE_CHECK", true),
+            ("appraise func=MMAP_CHECK\nappraise func=BPRM_CHECK", false),
+            ("appraise func=CREDS_CHECK", false),
+            ("appraise func=FILE_CHECK mask=MAY_WRITE", false),
+            ("appraise fowner=0", false),
+        ] {
+            let policy = Policy::parse(text.as_bytes(), &Options::default()).unwrap();
+            assert_eq!(guards_nothing(&policy), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_root_of_all_is_never_suggested() {
+        assert_eq!(
+            no_mount_point(Path::new("/")),
+            "no mount point; only whole file systems are guarded, and this directory is part of / itself (fix: mount a \
+             file system of its own here first, or name another mount point)"
+        );
+        assert_eq!(
+            no_mount_point(Path::new("/srv")),
+            "no mount point; only whole file systems are guarded, and this directory is part of the one on /srv (fix: \
+             mount what belongs here first, or name /srv if all of that shall be guarded)"
+        );
+    }
 }

@@ -18,7 +18,7 @@ use std::thread;
 
 use imara_linux::epoll::{Epoll, Interest, Ready};
 use imara_linux::lease::{self, LeaseEvent, LeaseSignal, LeaseSignals, Taken};
-use imara_linux::signals::{Request, Signals};
+use imara_linux::signals::{Hangup, Request, Signals};
 use imara_linux::testing::on_each;
 
 /// A test, and what it is called.
@@ -156,11 +156,16 @@ fn send(signal: &str) {
 }
 
 fn the_signals_of_an_administrator_are_read_in_their_meaning(_: &LeaseSignals) {
-    let signals = Signals::open().unwrap();
-    assert_eq!(signals.next().unwrap(), None);
-    for (name, expected) in [("TERM", Request::End), ("INT", Request::End), ("HUP", Request::Reload)] {
+    let deaf = Signals::open(Hangup::Passes).unwrap();
+    send("HUP");
+    assert_eq!(deaf.next().unwrap(), None, "kept away");
+    let signals = Signals::open(Hangup::Ends).unwrap();
+    assert_eq!(signals.next().unwrap(), Some(Request::End), "the one from before");
+    for name in ["TERM", "INT", "HUP"] {
         send(name);
-        assert_eq!(signals.next().unwrap(), Some(expected), "{name}");
+        assert_eq!(signals.next().unwrap(), Some(Request::End), "{name}");
         assert_eq!(signals.next().unwrap(), None, "{name}");
     }
+    send("TERM");
+    assert_eq!((deaf.next().unwrap(), signals.next().unwrap()), (Some(Request::End), None));
 }

@@ -163,3 +163,19 @@ impl Drop for Copied {
 pub(crate) fn line_of<'v>(lines: &'v [Value], path: &Path) -> &'v Value {
     lines.iter().find(|line| line["path"] == path.to_str().unwrap()).unwrap_or_else(|| panic!("no line of {path:?}"))
 }
+
+/// A bind mount, undone when dropped.
+pub(crate) struct Bound(PathBuf);
+
+impl Bound {
+    pub(crate) fn new(from: &Path, to: &Path) -> Self {
+        assert!(Command::new("mount").arg("--bind").arg(from).arg(to).status().unwrap().success());
+        Self(to.to_owned())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(&self.0).status());
+    }
+}

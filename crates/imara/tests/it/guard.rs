@@ -49,9 +49,13 @@ fn guard_refuses_what_cannot_be_meant_before_it_becomes_anything() {
         (&["--hash", "sha257", "/"], "sha257"),
         (&["--policy", "builtin:nothing", "/"], "unknown built-in policy \"nothing\""),
         (&["--policy", "/nonexistent/policy", "/"], "cannot read the policy /nonexistent/policy"),
-        (&["/nonexistent/mount"], "/nonexistent/mount: cannot be guarded"),
+        (&["/nonexistent/mount"], "/nonexistent/mount: No such file or directory (os error 2) (fix: "),
         (&["/proc/version"], "/proc/version: not a directory"),
-        (&["/proc/sys/kernel"], "/proc/sys/kernel: no mount point; a whole file system is guarded, and this one"),
+        (
+            &["/proc/1"],
+            "/proc/1: no mount point; only whole file systems are guarded, and this directory is part of the one on /proc \
+             (fix: mount what belongs here first, or name /proc if all of that shall be guarded)",
+        ),
         (&[], "MOUNT"),
     ] {
         let ran: Ran = Command::new(&copied.program).arg("guard").args(arguments).output().unwrap().into();
@@ -65,11 +69,15 @@ fn without_a_guard_the_verbs_end_with_two_and_the_fix() {
     for arguments in [&["status"][..], &["status", "--json"], &["mode", "log"], &["release"]] {
         let ran = imara_words(&[arguments, &["--run-dir", "/nonexistent/run"]].concat());
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{arguments:?}");
-        assert!(ran.err.starts_with("imara: no guard answers at /nonexistent/run/control (fix: "), "{}", ran.err);
+        assert_eq!(
+            ran.err,
+            "imara: no guard answers at /nonexistent/run/control: No such file or directory (os error 2) (fix: start one \
+             with `imara guard MOUNT`, or name the directory of the one that runs with --run-dir)\n"
+        );
     }
 }
 
-/// Answers one connection with one line, and gives back what was asked.
+/// Answers each connection with one line, and gives back what was asked last.
 struct Guard {
     directory: PathBuf,
     thread: Option<JoinHandle<io::Result<Value>>>,
@@ -77,14 +85,22 @@ struct Guard {
 
 impl Guard {
     fn new(name: &str, answer: Value) -> Self {
+        Self::answering(name, vec![answer])
+    }
+
+    fn answering(name: &str, answers: Vec<Value>) -> Self {
         let directory = std::env::temp_dir().join(format!("imara-run-{name}-{}", std::process::id()));
         let listener = Listener::bind(&directory.join("control")).unwrap();
         let thread = std::thread::spawn(move || {
+            let mut answers = answers.into_iter().peekable();
             for _ in 0..1000 {
                 if let Some((mut connection, _)) = listener.accept(Duration::from_secs(5)).map_err(io::Error::other)? {
                     let asked = connection.receive().map_err(io::Error::other)?.unwrap_or_default();
-                    connection.send(answer.to_string().as_bytes()).map_err(io::Error::other)?;
-                    return Ok(serde_json::from_slice(&asked)?);
+                    let answer = answers.next().unwrap_or_default().to_string();
+                    connection.send(answer.as_bytes()).map_err(io::Error::other)?;
+                    if answers.peek().is_none() {
+                        return Ok(serde_json::from_slice(&asked)?);
+                    }
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -137,4 +153,13 @@ fn a_refusal_of_the_guard_is_told_and_ends_with_two() {
     let guard = Guard::new("refusal", json!({ "ok": false, "error": "the guard is too busy; ask again" }));
     let ran = imara(&[&"mode", &"log", &"--run-dir", &guard.directory]);
     assert_eq!((ran.code, ran.err.as_str()), (Some(2), "imara: the guard refuses: the guard is too busy; ask again\n"));
+}
+
+#[test]
+fn a_guard_that_is_busy_is_asked_again() {
+    let busy = json!({ "ok": false, "busy": true, "error": "too many clients are served; ask again" });
+    let mut guard = Guard::answering("busy", vec![busy.clone(), busy, json!({ "ok": true, "released": 1 })]);
+    let ran = imara(&[&"release", &"--run-dir", &guard.directory]);
+    assert!(ran.code == Some(0) && ran.out.starts_with("released 1 "), "{ran:?}");
+    assert_eq!(guard.asked(), json!({ "command": "release" }));
 }

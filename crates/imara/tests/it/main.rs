@@ -7,5 +7,6 @@ mod fixture;
 mod guard;
 mod inspect;
 mod label;
+mod paths;
 mod usage;
 mod verify;

@@ -3,13 +3,13 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::{self, Daemon, EVERYTHING_OF_ROOT, Log, RunDir, complaints, eventually};
 use crate::files::{self, REFUSED, error_of, good_and_bad, label_becomes, label_of, read_label};
@@ -390,4 +390,65 @@ fn hostile_words_on_the_control_socket_are_answered_and_change_nothing() {
     drop((silent, endless));
     assert_eq!(daemon.status()["mode"], "enforce");
     daemon.stop();
+}
+
+#[test]
+fn clients_that_say_nothing_keep_no_other_from_being_served() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ext4();
+    let daemon = Daemon::start("enforce", &[scratch.path()]);
+    let socket = daemon.run_dir().join("control");
+    let connect = || std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    // One place is left, and each of the silent clients would keep a queue waiting for two seconds.
+    let silent: Vec<_> = (0..15).map(|_| connect()).collect();
+    assert_eq!(daemon.status()["mode"], "enforce");
+    let refusal = eventually(|| {
+        let mut more: Vec<_> = (0..85).map(|_| connect()).collect();
+        let mut refusal = String::new();
+        std::io::Read::read_to_string(more.last_mut()?, &mut refusal).ok()?;
+        Some(refusal).filter(|refusal| !refusal.is_empty())
+    });
+    let expected = "{\"busy\":true,\"error\":\"too many clients are served; ask again\",\"ok\":false}\n";
+    assert_eq!(refusal.as_deref(), Some(expected));
+    let status = eventually(|| Some(daemon.status()).filter(|status| status["mode"] == "enforce"));
+    assert!(status.is_some(), "the silent ones are cut off");
+    drop(silent);
+    daemon.stop();
+}
+
+#[test]
+fn sighup_ends_the_guard_of_a_terminal_and_no_other() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ext4();
+    let (_, bad) = good_and_bad(scratch.path());
+    let run_dir = RunDir::new();
+    let (log, policy) = (run_dir.path().join("log"), run_dir.policy(EVERYTHING_OF_ROOT));
+    let plain = daemon::command(run_dir.path(), "enforce", &policy, &[scratch.path()]);
+    let words = || std::iter::once(plain.get_program()).chain(plain.get_args());
+    let in_background = |mut command: Command| {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let mut service = Command::new("setsid");
+    service.args(words());
+    let daemon = Daemon::run(run_dir, in_background(service), Log::Read);
+    daemon.signal(Signal::HUP);
+    assert_eq!((daemon.status()["mode"].as_str(), error_of(files::read(&bad))), (Some("enforce"), REFUSED));
+    let (_, run_dir) = daemon.stop_for_next();
+
+    // The terminal that script(1) makes goes when it is killed.
+    let line: Vec<_> = words().map(|word| word.to_str().unwrap()).collect();
+    let mut script = Command::new("script");
+    script.args(["-q", "-f", "-e", "-c"]).arg(format!("exec {} 2> {}", line.join(" "), log.display())).arg("/dev/null");
+    let mut terminal = Daemon::run(run_dir, in_background(script), Log::Read);
+    let guard = terminal.status()["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).unwrap();
+    assert_eq!(error_of(files::read(&bad)), REFUSED);
+    terminal.signal(Signal::KILL);
+    terminal.wait();
+    let ended = || fs::read_to_string(&log).ok().filter(|log| log.contains("imarad: ended, "));
+    if eventually(ended).is_none() {
+        let _ = kill_process(guard, Signal::KILL);
+        panic!("it is there still");
+    }
+    files::read(&bad).unwrap();
 }

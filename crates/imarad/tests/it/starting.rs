@@ -159,3 +159,62 @@ fn a_guard_whose_output_goes_nowhere_guards_all_the_same() {
     assert!(guards.is_some(), "its standard output is full: {:?} {:?}", daemon.lines(), daemon.wait());
     daemon.stop();
 }
+
+#[test]
+fn a_lock_that_cannot_be_had_is_told_for_what_it_is() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ScratchMount::new(FsKind::Ext4, 64 << 20).unwrap();
+    let (fresh, odd) = (RunDir::new(), RunDir::new());
+    let policy = fresh.policy(EVERYTHING_OF_ROOT);
+    fs::create_dir(odd.path().join("lock")).unwrap();
+    let bound = odd.path().join("bound");
+    fs::create_dir(&bound).unwrap();
+    assert!(Command::new("mount").arg("--bind").args([scratch.path(), &bound]).status().unwrap().success());
+    let refused = |run_dir: &Path, mounts: &[&Path]| {
+        let output = daemon::refused_start(&mut daemon::command(run_dir, "enforce", &policy, mounts));
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let no_file = refused(odd.path(), &[scratch.path()]);
+    assert!(no_file.starts_with("imarad: cannot take the lock that keeps a second guard out: open on "), "{no_file}");
+    let twice =
+        [refused(fresh.path(), &[scratch.path(), scratch.path()]), refused(fresh.path(), &[scratch.path(), &bound])];
+    assert!(Command::new("umount").arg(&bound).status().unwrap().success());
+    for (said, second) in twice.iter().zip([scratch.path(), &bound]) {
+        let start =
+            format!("imarad: {}: the same file system as {} (device ", second.display(), scratch.path().display());
+        assert!(said.starts_with(&start) && said.contains("(fix: name it once"), "{said}");
+    }
+    let daemon = Daemon::start("enforce", &[scratch.path()]);
+    let holder = format!(" is locked by process {} (fix: end it first", daemon.status()["pid"]);
+    for (run_dir, start) in [
+        (daemon.run_dir(), "imarad: another guard is running: ".to_owned()),
+        (
+            fresh.path(),
+            format!("imarad: {}: another guard is running for this file system: ", scratch.path().display()),
+        ),
+    ] {
+        let said = refused(run_dir, &[scratch.path()]);
+        assert!(said.starts_with(&start) && said.contains(&holder), "{said}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_policy_under_which_nothing_is_guarded_is_told_with_the_announcement_and_in_the_log() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ScratchMount::new(FsKind::Tmpfs, 8 << 20).unwrap();
+    for (policy, nothing) in [("appraise func=MODULE_CHECK\n", true), (EVERYTHING_OF_ROOT, false)] {
+        let run_dir = RunDir::new();
+        let (out, policy) = (run_dir.path().join("out"), run_dir.policy(policy));
+        let mut command = daemon::command(run_dir.path(), "enforce", &policy, &[scratch.path()]);
+        command.stdout(File::create(&out).unwrap());
+        let daemon = Daemon::run(run_dir, command, Log::Read);
+        let said = eventually(|| fs::read_to_string(&out).ok().filter(|said| said.ends_with('\n'))).unwrap();
+        assert!(said.starts_with("guarding "), "{said}");
+        let logged = daemon.stop().concat();
+        for told in [&said, &logged] {
+            assert_eq!(told.contains("nothing is guarded by this policy"), nothing, "{told}");
+        }
+    }
+}
