@@ -28,6 +28,9 @@ use crate::look::{Label, Look, Sighting};
 /// How long a digest is remembered that nobody asks for.
 pub(crate) const IDLE: Duration = Duration::from_secs(5);
 
+/// Whoever changed a file without opening it has done so by the time that the next try is further away than this.
+const SOON: Duration = Duration::from_millis(50);
+
 /// Written files without a name that are remembered at most.
 const ORPHANS: usize = 4096;
 
@@ -360,8 +363,18 @@ impl Inodes {
         (self.known.len(), self.written.len(), self.busy.len())
     }
 
-    /// How many files are being written by writers who found them good.
+    /// Whether a label is being renewed, or will be in a moment.
+    pub(crate) fn has_unfinished(&self, now: Instant) -> bool {
+        let soon = |written: &Written| {
+            let closed = written.before.is_none();
+            written.due.is_some_and(|due| closed || due.saturating_duration_since(now) < SOON)
+        };
+        !self.busy.is_empty() || self.written.values().any(|written| written.writable.good && soon(written))
+    }
+
+    /// How many files with a name are being written by writers who found them good.
     pub(crate) fn good_writers(&self) -> usize {
-        self.written.values().filter(|written| written.writable.good).count()
+        let good = self.written.iter().filter(|(_, written)| written.writable.good);
+        good.filter(|(key, _)| !self.orphans.contains(*key)).count()
     }
 }

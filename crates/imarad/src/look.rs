@@ -149,7 +149,7 @@ impl Guard {
         // a moment ago. An empty one shows nothing, unless it was made just now.
         let loaded = match known {
             Some(_) => None,
-            None if size > INLINE || (size == 0 && !is_young(&ask.facts)) => return None,
+            None if size > INLINE || (size == 0 && !self.created.may_come(&ask.facts)) => return None,
             None => Some(self.hasher.load(ask.file(), size)?),
         };
         let sighting = Sighting::of(&ask.facts);
@@ -167,11 +167,6 @@ impl Guard {
         };
         Some(Look { sighting, label, digest })
     }
-}
-
-/// Whether it was made or changed in the last minute.
-fn is_young(facts: &FileFacts) -> bool {
-    file::clock().seconds.saturating_sub(facts.changed.seconds) < 60
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod renew;
 mod serve;
 mod start;
 mod status;
+mod watchman;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

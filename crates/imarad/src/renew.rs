@@ -67,10 +67,6 @@ impl Retries {
         }
         self.0.pop().map(|Reverse(entry)| entry)
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 impl Guard {

@@ -15,7 +15,6 @@ use imara_linux::hash::FileHasher;
 use imara_linux::lease::{LeaseEvent, LeaseSignals};
 use imara_linux::mounts::MountWatch;
 use imara_linux::notify::{Notifier, State};
-use imara_linux::signals::{Request, Signals};
 
 use crate::answer::Ask;
 use crate::closer::Closer;
@@ -28,6 +27,7 @@ use crate::log::{Level, Log};
 use crate::pool::Pool;
 use crate::renew::Retries;
 use crate::status::{Counters, Mount, NOT_SEEN, Remembered, Status};
+use crate::watchman::Life;
 
 /// Questions taken in at once before leases and workers are looked at again.
 const BATCH: usize = 64;
@@ -55,11 +55,11 @@ pub(crate) type Ordered = (Command, SyncSender<serde_json::Value>);
 /// Everything the dispatcher has.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    pub(crate) group: PermissionGroup,
+    pub(crate) group: Arc<PermissionGroup>,
     pub(crate) created: Created,
     pub(crate) leases: LeaseSignals,
     pub(crate) break_time: Duration,
-    pub(crate) signals: Signals,
+    pub(crate) life: Arc<Life>,
     pub(crate) mount_watch: MountWatch,
     pub(crate) wake: Arc<Waker>,
     pub(crate) commands: Receiver<Ordered>,
@@ -87,7 +87,6 @@ pub(crate) struct Guard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Leases,
-    Signals,
     Wake,
     Questions,
     Mounts,
@@ -95,7 +94,7 @@ enum Source {
 }
 
 impl Source {
-    const ALL: [Self; 6] = [Self::Leases, Self::Signals, Self::Wake, Self::Questions, Self::Mounts, Self::Creations];
+    const ALL: [Self; 5] = [Self::Leases, Self::Wake, Self::Questions, Self::Mounts, Self::Creations];
 }
 
 impl Guard {
@@ -110,6 +109,7 @@ impl Guard {
         let mut next_tick = Instant::now() + TICK;
         let mut ending: Option<Instant> = None;
         loop {
+            self.life.beat();
             let now = Instant::now();
             if now >= next_tick {
                 next_tick = now + TICK;
@@ -129,12 +129,10 @@ impl Guard {
                 .any(|source| *source == Source::Mounts);
             // Whatever it was that woke us: leases first, because a writer waits for each of them.
             self.serve_leases();
-            while let Some(request) = self.signals.next()? {
-                if request == Request::End {
-                    ending.get_or_insert_with(Instant::now);
-                }
-            }
             self.serve_wake();
+            if self.life.is_ending() {
+                ending.get_or_insert_with(Instant::now);
+            }
             if mounts_changed {
                 self.mounts_changed();
             }
@@ -148,7 +146,6 @@ impl Guard {
     fn watch(&self, epoll: &Epoll, token: u64, source: Source) -> anyhow::Result<()> {
         match source {
             Source::Leases => epoll.add(&self.leases, token, Interest::Readable)?,
-            Source::Signals => epoll.add(&self.signals, token, Interest::Readable)?,
             Source::Wake => epoll.add(self.wake.as_ref(), token, Interest::Readable)?,
             Source::Mounts => epoll.add(&self.mount_watch, token, Interest::Changed)?,
             Source::Creations => epoll.add(self.created.group(), token, Interest::Readable)?,
@@ -332,8 +329,7 @@ impl Guard {
 
     /// A stop waits a moment for labels that are just being renewed.
     fn may_end(&self, since: Instant, now: Instant) -> bool {
-        let (_, _, busy) = self.inodes.counts();
-        (busy == 0 && self.retries.is_empty()) || now.duration_since(since) > LAST_RENEWALS
+        !self.inodes.has_unfinished(now) || now.duration_since(since) > LAST_RENEWALS
     }
 
     fn end(mut self) {

@@ -37,6 +37,7 @@ use crate::pool::Pool;
 use crate::renew::Retries;
 use crate::serve::{Guard, Ordered};
 use crate::status::Counters;
+use crate::watchman::{Life, Watchman};
 use crate::{control, policies};
 
 /// Remembered files at most, each with a descriptor and a lease.
@@ -137,10 +138,10 @@ impl Threads {
 fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Guard> {
     let descriptors = limits::raise_open_files()?.unwrap_or(u64::MAX);
     let threads = Threads::start(config)?;
-    let group = PermissionGroup::open().map_err(refused(
+    let group = Arc::new(PermissionGroup::open().map_err(refused(
         "cannot ask the kernel for permission events",
         "run as root, with CAP_SYS_ADMIN, on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
-    ))?;
+    ))?);
     let created =
         CreateGroup::open().map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
     let mut filesystems = FileSystems::default();
@@ -150,12 +151,21 @@ fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow
     filesystems.make_private(&group, mounts);
     let capacity = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(REMEMBERED);
     warn_about_unseen_hooks(&begun.policy, &threads.log);
+    let life = Arc::<Life>::default();
+    let watchman = Watchman {
+        signals: begun.signals,
+        group: Arc::clone(&group),
+        wake: Arc::clone(&threads.wake),
+        log: threads.log.clone(),
+        life: Arc::clone(&life),
+    };
+    watchman.start()?;
     Ok(Guard {
         group,
         created: Created::new(created),
         leases: begun.leases,
         break_time: begun.break_time,
-        signals: begun.signals,
+        life,
         mount_watch: MountWatch::open()?,
         wake: threads.wake,
         commands: threads.commands,

@@ -14,6 +14,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::CallError;
 use crate::file::read_at;
+use crate::sys;
 
 /// Bytes read at once: enough to make the calls cheap, and still inside the second-level cache.
 const PIECE: usize = 128 << 10;
@@ -80,9 +81,18 @@ impl FileHasher {
         Ok(hasher.finish())
     }
 
-    /// Reads the first `size` bytes if all of them are in memory (`RWF_NOWAIT`). `None` if anything would have to be
-    /// waited for, if the file system cannot tell, if the file ended before, or if it is larger than the buffer.
+    /// Reads the first `size` bytes if all of them are in memory. `None` if anything would have to be waited for, if the
+    /// file system cannot tell, if the file ended before, or if it is larger than the buffer.
+    ///
+    /// `RWF_NOWAIT` alone would not do: it waits for nothing, but it starts to read what is not there, and that may have
+    /// to look up where it is. Before Linux 6.5, which brought `cachestat(2)`, it has to do all the same.
+    ///
+    /// Source: Linux `mm/filemap.c`, `filemap_get_pages()`.
     pub fn load(&mut self, file: BorrowedFd<'_>, size: u64) -> Option<Loaded<'_>> {
+        let pages = size.div_ceil(u64::try_from(rustix::param::page_size()).ok()?);
+        if size > 0 && sys::cached_pages(file, size).is_ok_and(|cached| cached < pages) {
+            return None;
+        }
         let size = usize::try_from(size).ok()?;
         let buffer = self.buffer.get_mut(..size)?;
         let mut done = 0_usize;

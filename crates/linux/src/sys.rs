@@ -177,6 +177,35 @@ pub(crate) fn get_lease(fd: BorrowedFd<'_>) -> io::Result<c_int> {
     fcntl(fd, libc::F_GETLEASE, 0)
 }
 
+/// `struct cachestat_range`, in bytes.
+#[repr(C)]
+struct CacheRange {
+    offset: u64,
+    length: u64,
+}
+
+/// `struct cachestat`, in pages.
+#[repr(C)]
+#[derive(Default)]
+struct CacheStatistics {
+    cached: u64,
+    dirty: u64,
+    writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// `cachestat(2)`: how many pages of the first `length` bytes are in memory. Starts no I/O.
+pub(crate) fn cached_pages(fd: BorrowedFd<'_>, length: u64) -> io::Result<u64> {
+    // The same number on every architecture.
+    const CACHESTAT: libc::c_long = 451;
+    let range = CacheRange { offset: 0, length };
+    let mut found = CacheStatistics::default();
+    // SAFETY: both structures are the kernel's, alive during the call, and the kernel writes to the second only.
+    let result = unsafe { libc::syscall(CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut found, 0_u32) };
+    if result == 0 { Ok(found.cached) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The longest file handle that the kernel makes, `MAX_HANDLE_SZ`.
 pub(crate) const MAX_HANDLE: usize = 128;
 

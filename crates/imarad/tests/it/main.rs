@@ -12,6 +12,7 @@
 mod access;
 mod crash;
 mod daemon;
+mod dispatcher;
 mod files;
 mod image;
 mod leases;

@@ -87,10 +87,10 @@ fn more_large_files_than_there_are_workers_keep_no_other_file_waiting() {
 }
 
 /// A frozen file system; thawed when dropped.
-struct Frozen<'m>(&'m ScratchMount);
+pub(crate) struct Frozen<'m>(&'m ScratchMount);
 
 impl<'m> Frozen<'m> {
-    fn new(scratch: &'m ScratchMount) -> Self {
+    pub(crate) fn new(scratch: &'m ScratchMount) -> Self {
         assert!(Command::new("fsfreeze").arg("-f").arg(scratch.path()).status().unwrap().success());
         Self(scratch)
     }
