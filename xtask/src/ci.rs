@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::print::print_line;
 use crate::root;
 
 /// A stage's name and its code.
@@ -39,19 +40,19 @@ pub(crate) fn run(names: &[String]) -> Result<()> {
     let mut summary = Vec::new();
     let mut failed = Vec::new();
     for (name, stage) in STAGES.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name)) {
-        println!("━━ {name}");
+        print_line!("━━ {name}")?;
         let begin = Instant::now();
         let outcome = stage();
         let word = if outcome.is_ok() { "ok" } else { "FAILED" };
         let line = format!("{name:<8} {word:<6} {:>8}", seconds(begin.elapsed()));
-        println!("━━ {line}");
+        print_line!("━━ {line}")?;
         if let Err(error) = outcome {
-            println!("   {error:#}");
+            print_line!("   {error:#}")?;
             failed.push(*name);
         }
         summary.push(line);
     }
-    println!("\n{}\n{:<15} {:>8}", summary.join("\n"), "all", seconds(begin.elapsed()));
+    print_line!("\n{}\n{:<15} {:>8}", summary.join("\n"), "all", seconds(begin.elapsed()))?;
     if !failed.is_empty() {
         bail!("failed: {} (each on its own: cargo xtask ci STAGE)", failed.join(", "));
     }
@@ -103,7 +104,7 @@ fn cargo_deny() -> Result<PathBuf> {
             return Ok(candidate.to_owned());
         }
     }
-    println!("building cargo-deny {CARGO_DENY} into {}", tools.display());
+    print_line!("building cargo-deny {CARGO_DENY} into {}", tools.display())?;
     let scratch = tools.join("build");
     let install = ["install", "--quiet", "--locked", "--debug", "--force", "cargo-deny", "--version", CARGO_DENY];
     finish(

@@ -11,11 +11,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use imara_linux::child::killed_with_us;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::interrupt;
-use crate::scratch::{Budget, Copied, Scratch, binaries, copy_one, copy_tree, root_only, run};
+use crate::print::print_line;
+use crate::scratch::{Budget, Copied, Scratch, binaries, copy_one, copy_tree, own_mounts, root_only, run};
 
 /// Programs that are run from the guarded file system, in a root directory of their own.
 const PROGRAMS: [&str; 12] = ["sh", "bash", "ls", "cat", "grep", "sed", "sort", "wc", "head", "sha256sum", "cp", "tar"];
@@ -23,20 +25,31 @@ const PROGRAMS: [&str; 12] = ["sh", "bash", "ls", "cat", "grep", "sed", "sort", 
 /// How long the guard may take to say something that it will say.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the whole demo may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// Runs the demo.
 pub(crate) fn run_demo(_: &[String]) -> Result<()> {
     root_only("demo")?;
+    // Before any thread: those that are there keep seeing the host's mounts.
+    own_mounts()?;
     interrupt::watch()?;
     let begin = Instant::now();
     let binaries = binaries()?;
     let scratch = Scratch::new("demo", 2048)?;
     let demo = Demo { imara: binaries.join("imara"), mount: scratch.mount(), run_dir: scratch.beside("run") };
     demo.play()?;
-    println!(
-        "\nEverything turned out as said ({:.1} s). Next: README.md, 'A tour in five minutes'.",
-        begin.elapsed().as_secs_f64()
+    let took = begin.elapsed();
+    ensure!(
+        took < LIMIT,
+        "everything turned out as said, but it took {:.1} s, expected less than {} s",
+        took.as_secs_f64(),
+        LIMIT.as_secs()
     );
-    Ok(())
+    print_line!(
+        "\nEverything turned out as said ({:.1} s). Next: README.md, 'A tour in five minutes'.",
+        took.as_secs_f64()
+    )
 }
 
 struct Demo {
@@ -53,40 +66,40 @@ impl Demo {
         say(
             1,
             &format!(
-                "An ext4 file system of its own: {} real files of this host, {} MB",
+                "An ext4 file system of its own: {} real files of this host, {} MiB",
                 copied.files,
                 copied.bytes >> 20
             ),
-        );
+        )?;
         let summary = self.imara(&["label"], &[&self.mount])?;
-        say(2, &format!("imara label: {}", summary.trim().lines().last().unwrap_or_default()));
+        say(2, &format!("imara label: {}", summary.trim().lines().last().unwrap_or_default()))?;
 
         let guard = Guard::start(self, "enforce")?;
-        say(3, &format!("imara guard: {}", guard.announced.replace(&self.mount.display().to_string(), "MOUNT")));
+        say(3, &format!("imara guard: {}", guard.announced.replace(&self.mount.display().to_string(), "MOUNT")))?;
         self.programs_run()?;
         self.edit_is_followed()?;
         guard.end()?;
 
         let victims = self.tamper()?;
-        say(6, "The guard is stopped; somebody changes the disk behind its back:");
+        say(6, "The guard is stopped; somebody changes the disk behind its back:")?;
         for victim in &victims {
-            println!("       {:<22} {}", victim.name, victim.deed);
+            print_line!("       {:<22} {}", victim.name, victim.deed)?;
         }
         let mut guard = Guard::start(self, "enforce")?;
-        say(7, "Guarded again (enforce). Each of them is refused, with its cause:");
+        say(7, "Guarded again (enforce). Each of them is refused, with its cause:")?;
         for victim in &victims {
             self.refused(&mut guard, victim)?;
         }
         let (good, bad) = self.open_all()?;
         ensure!(bad == victims.len(), "{bad} files are refused, expected {}", victims.len());
-        say(8, &format!("All the others still work: {good} files can be read, and only those {bad} cannot"));
+        say(8, &format!("All the others still work: {good} files can be read, and only those {bad} cannot"))?;
 
         self.imara(&["mode", "log"], &[])?;
         guard.forget();
         let (_, bad) = self.open_all()?;
         let tolerated = guard.wait_for(victims.len(), "action=allowed")?;
         ensure!(bad == 0, "{bad} files are refused in mode log, expected none");
-        say(9, &format!("imara mode log: nothing is refused, and {tolerated} lines say what would be"));
+        say(9, &format!("imara mode log: nothing is refused, and {tolerated} lines say what would be"))?;
 
         self.imara(&["mode", "fix"], &[])?;
         guard.forget();
@@ -96,10 +109,10 @@ impl Demo {
         self.imara(&["mode", "enforce"], &[])?;
         let (good, bad) = self.open_all()?;
         ensure!(bad == 0, "{bad} files are refused after the repair, expected none");
-        say(10, &format!("imara mode fix: {repaired} labels are written anew; enforce again: all {good} files open"));
+        say(10, &format!("imara mode fix: {repaired} labels are written anew; enforce again: all {good} files open"))?;
         guard.end()?;
         self.imara(&["verify"], &[&self.mount])?;
-        say(11, "imara verify: every file is what its label says");
+        say(11, "imara verify: every file is what its label says")?;
         Ok(())
     }
 
@@ -176,7 +189,7 @@ impl Demo {
         say(
             4,
             &format!("{} programs and a script run from it: loader, libraries, interpreter and all", PROGRAMS.len()),
-        );
+        )?;
         Ok(())
     }
 
@@ -193,8 +206,8 @@ impl Demo {
         let after = self.label(&notes)?;
         ensure!(before != after, "the label was not renewed: {after}");
         self.imara(&["verify"], &[&notes, &self.mount.join("usr/bin/count")])?;
-        say(5, "A file is edited and a new program is copied in and run: their labels follow");
-        println!("       srv/notes  {} → {}", short(&before), short(&after));
+        say(5, "A file is edited and a new program is copied in and run: their labels follow")?;
+        print_line!("       srv/notes  {} → {}", short(&before), short(&after))?;
         Ok(())
     }
 
@@ -244,7 +257,7 @@ impl Demo {
         let line = guard.line_with(&format!("{}\"", victim.name))?;
         ensure!(line.contains(&format!("cause={} ", victim.cause)), "expected cause={}: {line}", victim.cause);
         let from = line.find("op=").unwrap_or_default();
-        println!("       {}", line[from..].replace(&self.mount.display().to_string(), "…"));
+        print_line!("       {}", line[from..].replace(&self.mount.display().to_string(), "…"))?;
         Ok(())
     }
 
@@ -304,15 +317,15 @@ struct Guard {
 impl Guard {
     fn start(demo: &Demo, mode: &str) -> Result<Self> {
         interrupt::check()?;
-        let mut child = Command::new(&demo.imara)
+        let mut command = Command::new(&demo.imara);
+        command
             .args(["guard", "--mode", mode, "--policy", "builtin:appraise_tcb"])
             .arg(&demo.mount)
             .env("IMARA_RUN_DIR", &demo.run_dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot run imara guard")?;
+            .stderr(Stdio::piped());
+        let mut child = killed_with_us(&mut command).spawn().context("cannot run imara guard")?;
         let (out, errors) = (child.stdout.take(), child.stderr.take());
         let (sender, lines) = channel();
         let errors = errors.context("the guard has no standard error")?;
@@ -386,8 +399,8 @@ impl Drop for Guard {
     }
 }
 
-fn say(step: u32, text: &str) {
-    println!("{step:>4}.  {text}");
+fn say(step: u32, text: &str) -> Result<()> {
+    print_line!("{step:>4}.  {text}")
 }
 
 fn short(digest: &str) -> String {

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::ci::{cargo_command, finish};
+use crate::print::print_line;
 use crate::root;
 
 /// How long each target runs, in seconds; all seeds are run even if that takes longer.
@@ -49,7 +50,7 @@ pub(crate) fn smoke() -> Result<()> {
     for target in targets {
         let name = target.trim_end_matches(".rs");
         if let Err(error) = run(&fuzz, &built, name) {
-            println!("{name}: {error:#}");
+            print_line!("{name}: {error:#}")?;
             failed.push(name.to_owned());
         }
     }
@@ -81,8 +82,7 @@ fn run(fuzz: &Path, built: &Path, name: &str) -> Result<()> {
         bail!("{}\n{said}", output.status);
     }
     // libFuzzer's last line: `Done 123456 runs in 6 second(s)`.
-    println!("{name}: {count} seeds; {}", said.lines().last().unwrap_or_default());
-    Ok(())
+    print_line!("{name}: {count} seeds; {}", said.lines().last().unwrap_or_default())
 }
 
 /// The names in `directory`, sorted; that there is none is an error, since nothing would be tried.

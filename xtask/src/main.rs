@@ -1,16 +1,18 @@
 //! The chores of this repository, a file each: `cargo xtask CHORE`.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the person who runs them")]
 
 mod bench;
 mod ci;
 mod demo;
 mod fuzz;
 mod interrupt;
+mod print;
 mod scratch;
 
 use std::path::Path;
 use std::process::ExitCode;
+
+use crate::print::complain;
 
 /// A chore's name, what it does in one line, and its code. It gets the arguments after its name.
 type Chore = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
@@ -25,16 +27,16 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let name = arguments.first().map_or("", String::as_str);
     let Some((_, _, chore)) = CHORES.iter().find(|(known, ..)| *known == name) else {
-        eprintln!("xtask: no chore is called \"{name}\"; there are:");
+        complain(format_args!("xtask: no chore is called \"{name}\"; there are:"));
         for (known, purpose, _) in CHORES {
-            eprintln!("  {known} {purpose}");
+            complain(format_args!("  {known} {purpose}"));
         }
         return ExitCode::from(2);
     };
     match chore(arguments.get(1..).unwrap_or_default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("xtask {name}: {error:#}");
+            complain(format_args!("xtask {name}: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::print::complain;
 
 /// A file larger than this is not copied: one debugger would be the whole tree.
 const LARGEST: u64 = 16 << 20;
 
-/// A loop-mounted ext4 image in a directory of its own; both are gone when this is dropped.
+/// A loop-mounted ext4 image in a directory of its own; all are gone when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     directory: PathBuf,
@@ -30,6 +34,8 @@ impl Scratch {
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).arg(&image))?;
         run(Command::new("mount").args(["-o", "loop,noatime"]).arg(&image).arg(scratch.mount()))?;
         scratch.mounted = true;
+        // The loop device keeps it; when that goes, its space is free, even if nobody is left to remove a name.
+        fs::remove_file(&image)?;
         Ok(scratch)
     }
 
@@ -59,11 +65,21 @@ impl Drop for Scratch {
             }
         }
         if self.mounted {
-            eprintln!("could not unmount {}", self.mount().display());
+            complain(format_args!("could not unmount {}", self.mount().display()));
         } else if let Err(error) = fs::remove_dir_all(&self.directory) {
-            eprintln!("could not remove {}: {error}", self.directory.display());
+            complain(format_args!("could not remove {}: {error}", self.directory.display()));
         }
     }
+}
+
+/// From now on what we mount is seen by us and by what we start alone, and is gone with the last of us, however that
+/// ends. Call it before any thread is started.
+pub(crate) fn own_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
+    let nothing = None::<&str>;
+    // In a chroot whose root is no mount point this is refused: then the host sees the mount as long as it is there.
+    let _ = mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing);
+    Ok(())
 }
 
 /// How much has been copied.

@@ -6,6 +6,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::ptr;
 
 use libc::{c_int, c_uint};
@@ -329,4 +331,21 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
         )
     };
     checked(result).map(|_| peer)
+}
+
+/// `prctl(PR_SET_PDEATHSIG, SIGKILL)` in the program before it begins; it does not begin if we have gone already.
+pub(crate) fn killed_with_us(command: &mut Command) -> &mut Command {
+    let parent = rustix::process::getpid();
+    let in_child = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // Who died between fork and here sends no signal any more.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // NEEDED: the setting belongs to one process and is lost at fork, so the child has to make it.
+    // SAFETY: between fork and exec the closure makes two system calls and builds an error from a number; it allocates
+    // nothing, takes no lock, and touches no memory but a copied integer.
+    unsafe { command.pre_exec(in_child) }
 }
