@@ -10,20 +10,20 @@ XTASK := $(CARGO) run --quiet --package xtask --
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: ## label, guard and tamper with real files on a file system of its own (root, about a minute after the build)
+demo: ## label, guard and tamper with real files on a file system of its own (root; some seconds after the build)
 	@scripts/setup demo
 	$(CARGO) build --release --workspace
 	@$(CARGO) run --quiet --release --package xtask -- demo
 
-test: ## every check: format, lints, docs, licences, unit and integration tests, fuzz seeds (all of them only as root)
+test: ## every check: format, lints, docs, licences, unit and integration tests, fuzz targets, the demo (all of them only as root)
 	@scripts/setup test
-	@REQUIRE=tools$$(test "$$(id -u)" -ne 0 || echo ,root) $(XTASK) ci
+	@REQUIRE=$$(test "$$(id -u)" -ne 0 || echo root) $(XTASK) ci
 
-lint: ## format, lints, docs and licences only
+lint: ## format, lints, docs, licences and the rules between crates only
 	@scripts/setup lint
-	@$(XTASK) ci fmt clippy rustdoc deny
+	@$(XTASK) ci fmt clippy rustdoc arrows pure deny
 
-bench: ## time this against other programs, as ratios (root)
+bench: ## time this against other programs, as ratios; fails if a goal is missed (root)
 	@scripts/setup bench
 	$(CARGO) build --release --workspace
 	@$(CARGO) run --quiet --release --package xtask -- bench

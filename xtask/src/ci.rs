@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::unistd::geteuid;
 
 use crate::print::print_line;
 use crate::root;
@@ -20,11 +21,13 @@ const STAGES: &[Stage] = &[
     ("fmt", || cargo(&["fmt", "--all", "--check"])),
     ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
     ("rustdoc", rustdoc),
+    ("arrows", crate::arrows::run),
+    ("pure", crate::pure::run),
     ("deny", deny),
-    // Integration tests run the release binaries, so these come first.
-    ("build", || cargo(&["build", "--release", "--workspace", "--quiet"])),
     ("test", || cargo(&["test", "--workspace", "--no-fail-fast"])),
     ("fuzz", crate::fuzz::smoke),
+    // The binaries that people get: tests run others, which have assertions and are not optimised.
+    ("demo", demo),
 ];
 
 /// The `cargo-deny` that is used, built where it is missing; it has to build with the workspace's `rust-version`.
@@ -86,6 +89,14 @@ pub(crate) fn finish(command: &mut Command) -> Result<()> {
 
 fn rustdoc() -> Result<()> {
     finish(cargo_command().args(["doc", "--no-deps", "--workspace", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn demo() -> Result<()> {
+    cargo(&["build", "--release", "--workspace", "--quiet"])?;
+    if !geteuid().is_root() {
+        return print_line!("release binaries are built; skipped: the demo needs root");
+    }
+    cargo(&["run", "--release", "--package", "xtask", "--quiet", "--", "demo"])
 }
 
 fn deny() -> Result<()> {

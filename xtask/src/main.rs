@@ -1,12 +1,14 @@
 //! The chores of this repository, a file each: `cargo xtask CHORE`.
 #![forbid(unsafe_code)]
 
+mod arrows;
 mod bench;
 mod ci;
 mod demo;
 mod fuzz;
 mod interrupt;
 mod print;
+mod pure;
 mod scratch;
 
 use std::path::Path;

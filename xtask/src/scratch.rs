@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::geteuid;
 
 use crate::print::complain;
 
@@ -157,14 +158,10 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
 
 /// Ends with a sentence that says what to do, unless we are root.
 pub(crate) fn root_only(what: &str) -> Result<()> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let effective =
-        status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1).map(str::to_owned));
-    if effective.as_deref() != Some("0") {
-        bail!(
-            "it mounts a file system of its own and asks the kernel for permission events, which takes root: sudo make {what}"
-        );
-    }
+    ensure!(
+        geteuid().is_root(),
+        "it mounts a file system of its own and asks the kernel for permission events, which takes root: sudo make {what}"
+    );
     Ok(())
 }
 
