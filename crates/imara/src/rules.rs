@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -10,9 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
-use imara_integrity::policy::{
-    Decision, Dialect, Family, Options, Policy, PolicyError, PolicyErrors, Rule, RuleId, Verb,
-};
+use imara_integrity::policy::{DEFAULT_SOURCE, Decision, Dialect, Family, Options, Policy, Rule, RuleId, Source, Verb};
 use imara_linux::file::FileFacts;
 use imara_linux::mounts::{MountError, filesystem_of};
 
@@ -20,7 +17,7 @@ use crate::walk::Directory;
 use crate::words::shown;
 
 /// The policy unless told otherwise: appraise all files owned by root.
-pub(crate) const DEFAULT: &str = "builtin:appraise_tcb";
+pub(crate) const DEFAULT: &str = DEFAULT_SOURCE;
 
 /// How a file is about to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,14 +49,13 @@ impl Rules {
     /// Loads a policy: a file, or `builtin:NAME`. The error of a broken one shows the places.
     pub(crate) fn load(from: &OsStr) -> anyhow::Result<Self> {
         let name = shown(Path::new(from));
-        if let Some(builtin) = from.as_bytes().strip_prefix(b"builtin:") {
-            let policy = Policy::builtin(String::from_utf8_lossy(builtin).parse()?, Dialect::default());
-            return Ok(Self { policy, name });
+        if let Source::Builtin(which) = Source::parse(from.as_bytes())? {
+            return Ok(Self { policy: Policy::builtin(which, Dialect::default()), name });
         }
         let text = std::fs::read(from).with_context(|| format!("cannot read the policy {name}"))?;
         match Policy::parse(&text, &Options::default()) {
             Ok(policy) => Ok(Self { policy, name }),
-            Err(errors) => bail!("{name} is not a policy\n{}", rendered(&errors, &text)),
+            Err(errors) => bail!("{name} is not a policy\n{}", errors.underlined(&text)),
         }
     }
 
@@ -74,12 +70,8 @@ impl Rules {
     /// What a guarded open would ask; who opens is root.
     pub(crate) fn decide(&self, access: Access, facts: &FileFacts, fs: &FileSystem) -> Decision {
         match access {
-            Access::Read => self.at(Hook::FileCheck, Mask::READ, facts, fs),
-            Access::Exec => {
-                // The kernel asks twice at execve: BPRM_CHECK for the file, CREDS_CHECK for the program it becomes.
-                let first = self.at(Hook::BprmCheck, Mask::EXEC, facts, fs);
-                if first.appraise.is_some() { first } else { self.at(Hook::CredsCheck, Mask::EXEC, facts, fs) }
-            }
+            Access::Read => self.policy.decide(&event(Mask::READ, facts, fs)),
+            Access::Exec => self.policy.decide_exec(&event(Mask::EXEC, facts, fs)),
         }
     }
 
@@ -88,20 +80,8 @@ impl Rules {
         let read = self.decide(Access::Read, facts, fs);
         let asked = read.appraise.is_some()
             || self.decide(Access::Exec, facts, fs).appraise.is_some()
-            || self.at(Hook::FileCheck, Mask::EXEC, facts, fs).appraise.is_some();
+            || self.policy.decide(&event(Mask::EXEC, facts, fs)).appraise.is_some();
         if asked { Ok(()) } else { Err(read.decided.by(Family::Appraise).map(|decided| decided.rule)) }
-    }
-
-    fn at(&self, hook: Hook, mask: Mask, facts: &FileFacts, fs: &FileSystem) -> Decision {
-        self.policy.decide(&Event {
-            hook,
-            mask,
-            subject: Subject::ROOT,
-            object: Object { owner: facts.owner, group: facts.group, fs },
-            subject_label: None,
-            object_label: None,
-            data: None,
-        })
     }
 
     /// The rule that keeps a whole file system out of appraisal, whatever its files, if there is one.
@@ -125,6 +105,12 @@ impl Rules {
         }
         None
     }
+}
+
+/// Root opens the file.
+fn event<'f>(mask: Mask, facts: &FileFacts, fs: &'f FileSystem) -> Event<'f> {
+    let object = Object { owner: facts.owner, group: facts.group, fs };
+    Event::of_file(Hook::FileCheck, mask, Subject::ROOT, object)
 }
 
 /// The file systems met so far.
@@ -163,34 +149,6 @@ impl RuledOut {
     }
 }
 
-/// Every error with its line and what was found underlined.
-fn rendered(errors: &PolicyErrors, text: &[u8]) -> String {
-    let mut out = String::new();
-    for error in errors {
-        let _ = writeln!(out, "{error}");
-        underline(error, text, &mut out);
-    }
-    if errors.omitted() > 0 {
-        let _ = writeln!(out, "and {} errors more", errors.omitted());
-    }
-    out.truncate(out.trim_end().len());
-    out
-}
-
-fn underline(error: &PolicyError, text: &[u8], out: &mut String) {
-    let Some(line) = text.split(|byte| *byte == b'\n').nth(error.line.saturating_sub(1)) else { return };
-    let (before, rest) = line.split_at_checked(error.column.saturating_sub(1)).unwrap_or((line, &[]));
-    let (found, after) = rest.split_at_checked(error.length).unwrap_or((rest, &[]));
-    let plain = |bytes: &[u8]| -> String {
-        String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-    };
-    let (before, found, after) = (plain(before), plain(found), plain(after));
-    let number = error.line.to_string();
-    let (margin, blank) = (" ".repeat(number.len()), " ".repeat(before.chars().count()));
-    let marks = "^".repeat(found.chars().count().max(1));
-    let _ = writeln!(out, "{number} | {before}{found}{after}\n{margin} | {blank}{marks}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,15 +172,5 @@ mod tests {
             let rules = Rules { policy, name: "p".into() };
             assert_eq!(rules.rules_out(&fs(magic)).map(RuleId::index), expected, "{text:?} {magic}");
         }
-    }
-
-    #[test]
-    fn an_error_is_underlined_where_it_is() {
-        let text = b"# a\n\tappraise func=FILE_CHEK fowner=0\n";
-        let errors = Policy::parse(text, &Options::default()).unwrap_err();
-        let lines = rendered(&errors, text);
-        let lines: Vec<_> = lines.lines().collect();
-        assert_eq!(lines[1..], ["2 |  appraise func=FILE_CHEK fowner=0", "  |                ^^^^^^^^^"]);
-        assert!(lines[0].starts_with("policy line 2, column 16: unknown func \"FILE_CHEK\""), "{}", lines[0]);
     }
 }

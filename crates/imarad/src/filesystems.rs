@@ -88,28 +88,19 @@ impl FileSystems {
         subject: Option<Subject>,
         facts: &FileFacts,
     ) -> Decision {
-        let fs = self.of(facts);
-        let decide = |hook, mask| {
-            policy.decide(&Event {
-                hook,
-                mask,
-                subject: subject.unwrap_or(Subject::ROOT),
-                object: Object { owner: facts.owner, group: facts.group, fs },
-                subject_label: None,
-                object_label: None,
-                data: None,
-            })
-        };
+        let object = Object { owner: facts.owner, group: facts.group, fs: self.of(facts) };
+        let event = |mask| Event::of_file(hook, mask, subject.unwrap_or(Subject::ROOT), object.clone());
+        if hook == Hook::BprmCheck {
+            return policy.decide_exec(&event(Mask::EXEC));
+        }
         let mut strictest = Decision::default();
         for mask in masks {
-            let decision = decide(hook, *mask);
-            if decision.appraise.is_some() {
-                return decision;
+            strictest = policy.decide(&event(*mask));
+            if strictest.appraise.is_some() {
+                break;
             }
-            strictest = decision;
         }
-        // The kernel asks twice at execve: BPRM_CHECK for the file, CREDS_CHECK for the program it becomes.
-        if hook == Hook::BprmCheck { decide(Hook::CredsCheck, Mask::EXEC) } else { strictest }
+        strictest
     }
 
     /// The name of a device in audit lines.

@@ -1,19 +1,19 @@
 //! The policy in use, and what of it fanotify cannot see.
 
-use std::path::Path;
-
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use imara_integrity::event::Hook;
-use imara_integrity::policy::{Family, Policy};
+use imara_integrity::policy::{Dialect, Family, Options, Policy, Source};
 
-/// Loads a policy: a file, or `builtin:NAME`.
+/// Loads a policy: a file, or `builtin:NAME`. The error of a broken one shows the places.
 pub(crate) fn load(name: &str) -> anyhow::Result<Policy> {
-    if let Some(builtin) = name.strip_prefix("builtin:") {
-        return Ok(Policy::builtin(builtin.parse()?, imara_integrity::policy::Dialect::default()));
+    if let Source::Builtin(which) = Source::parse(name.as_bytes())? {
+        return Ok(Policy::builtin(which, Dialect::default()));
     }
-    let text = std::fs::read(Path::new(name)).with_context(|| format!("cannot read the policy {name}"))?;
-    Policy::parse(&text, &imara_integrity::policy::Options::default())
-        .with_context(|| format!("{name} is not a policy"))
+    let text = std::fs::read(name).with_context(|| format!("cannot read the policy {name}"))?;
+    match Policy::parse(&text, &Options::default()) {
+        Ok(policy) => Ok(policy),
+        Err(errors) => bail!("{name} is not a policy\n{}", errors.underlined(&text)),
+    }
 }
 
 /// Warnings about rules that no permission event can answer to.

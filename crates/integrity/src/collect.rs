@@ -4,10 +4,11 @@
 
 use crate::appraise::{self, Cause, FileState, Judgement, LabelRead, Need, Requirement, Status};
 use crate::audit::Operation;
-use crate::check::{Complaint, Mode, Outcome, Pass, Settings, Verdict};
 use crate::digest::{Digest, HashAlgorithm};
 use crate::label::{self, ImaLabel};
+use crate::mode::{Mode, Settings};
 use crate::policy::Algorithms;
+use crate::verdict::{Complaint, Outcome, Pass, Verdict};
 
 /// Second stage: waits for the value of `security.ima`.
 #[derive(Debug)]

@@ -241,6 +241,14 @@ pub struct Event<'a> {
     pub data: Option<&'a str>,
 }
 
+impl<'a> Event<'a> {
+    /// An access to a file by a host that knows of no LSM labels.
+    #[must_use]
+    pub const fn of_file(hook: Hook, mask: Mask, subject: Subject, object: Object<'a>) -> Self {
+        Self { hook, mask, subject, object, subject_label: None, object_label: None, data: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,4 +13,6 @@ pub mod digest;
 pub mod event;
 pub mod iint;
 pub mod label;
+mod mode;
 pub mod policy;
+mod verdict;

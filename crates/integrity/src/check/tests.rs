@@ -1,5 +1,6 @@
 use super::*;
-use crate::appraise::FileState;
+use crate::appraise::{Cause, FileState};
+use crate::audit::Operation;
 use crate::collect::Collect;
 use crate::digest::HashAlgorithm;
 use crate::event::{Event, FileSystem, Gid, Hook, Mask, Object, Subject, Uid};

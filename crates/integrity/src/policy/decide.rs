@@ -1,155 +1,30 @@
 //! Which rules an access meets: the first matching rule of each family decides it.
 //!
-//! Source: Linux `security/integrity/ima/ima_policy.c`, `ima_match_policy()`, `ima_match_rules()`, `get_subaction()`.
+//! Source: Linux `security/integrity/ima/ima_policy.c`, `ima_match_policy()`.
 
 use super::action::{Families, Family, Verb};
-use super::rule::{Algorithms, Credential, Flags, MaskMode, Pcr, Rule, Template, Which};
+use super::decision::{Appraise, Decided, Decision, Measure, SubAction};
+use super::rule::Rule;
 use super::{Policy, RuleId};
-use crate::event::{Event, Hook, LsmLabel};
-
-/// What the rules ask for one access. Plain data: to act on it is the business of others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Decision {
-    /// Add it to the measurement list.
-    pub measure: Option<Measure>,
-    /// Judge the file's label.
-    pub appraise: Option<Appraise>,
-    /// Make an audit record with the file's hash; which rule asks so.
-    pub audit: Option<RuleId>,
-    /// Store the hash as label at the file's last close; which rule asks so.
-    /// A rule that asks for appraisal clears this, one that asks for hashing after it sets it again.
-    pub hash: Option<RuleId>,
-    /// The flags of every rule that decided a family, of `dont_` rules and of other families too, as in the kernel.
-    pub flags: Flags,
-    /// The hash algorithms that the label may use; none means any.
-    pub algorithms: Option<Algorithms>,
-    /// For explanations: which rule decided each family.
-    pub decided: DecidedBy,
-}
-
-impl Decision {
-    /// Whether no family asks for anything.
-    #[must_use]
-    pub const fn is_nothing(&self) -> bool {
-        self.measure.is_none() && self.appraise.is_none() && self.audit.is_none() && self.hash.is_none()
-    }
-}
-
-/// A measurement that is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Measure {
-    /// The register to extend, if the rule names one.
-    pub pcr: Option<Pcr>,
-    /// The template, if the rule names one.
-    pub template: Option<Template>,
-    /// The rule that asks for it.
-    pub rule: RuleId,
-}
-
-/// An appraisal that is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Appraise {
-    /// Under which heading the result is remembered.
-    pub sub_action: SubAction,
-    /// The rule that asks for it.
-    pub rule: RuleId,
-}
-
-impl Appraise {
-    /// The hook to go on as, when `hook` has asked: the appraisal of a rule without `func=` runs as `FILE_CHECK`.
-    #[must_use]
-    pub const fn runs_as(self, hook: Hook) -> Hook {
-        match self.sub_action {
-            SubAction::File => Hook::FileCheck,
-            SubAction::Mmap | SubAction::Bprm | SubAction::Creds | SubAction::Read => hook,
-        }
-    }
-}
-
-/// The headings under which appraisal results are remembered for an inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SubAction {
-    /// `FILE_CHECK`, and every rule without `func=`.
-    File,
-    /// `MMAP_CHECK`, `MMAP_CHECK_REQPROT`.
-    Mmap,
-    /// `BPRM_CHECK`.
-    Bprm,
-    /// `CREDS_CHECK`.
-    Creds,
-    /// Files that the kernel reads: modules, firmware, kexec images, policies.
-    Read,
-}
-
-impl SubAction {
-    fn of(rule: &Rule, hook: Hook) -> Self {
-        if rule.func.is_none() {
-            return Self::File;
-        }
-        match hook {
-            Hook::MmapCheck | Hook::MmapCheckReqprot => Self::Mmap,
-            Hook::BprmCheck => Self::Bprm,
-            Hook::CredsCheck => Self::Creds,
-            Hook::FileCheck | Hook::PostSetattr => Self::File,
-            Hook::ModuleCheck
-            | Hook::FirmwareCheck
-            | Hook::KexecKernelCheck
-            | Hook::KexecInitramfsCheck
-            | Hook::PolicyCheck
-            | Hook::KexecCmdline
-            | Hook::KeyCheck
-            | Hook::CriticalData
-            | Hook::SetxattrCheck => Self::Read,
-        }
-    }
-}
-
-/// Which rule decided each family; none means that no rule of the family matched, or that the family was not asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecidedBy {
-    measure: Option<Decided>,
-    appraise: Option<Decided>,
-    audit: Option<Decided>,
-    hash: Option<Decided>,
-}
-
-impl DecidedBy {
-    /// The rule that decided `family`.
-    #[must_use]
-    pub const fn by(self, family: Family) -> Option<Decided> {
-        match family {
-            Family::Measure => self.measure,
-            Family::Appraise => self.appraise,
-            Family::Audit => self.audit,
-            Family::Hash => self.hash,
-        }
-    }
-
-    fn set(&mut self, family: Family, decided: Decided) {
-        let place = match family {
-            Family::Measure => &mut self.measure,
-            Family::Appraise => &mut self.appraise,
-            Family::Audit => &mut self.audit,
-            Family::Hash => &mut self.hash,
-        };
-        *place = Some(decided);
-    }
-}
-
-/// A family's decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decided {
-    /// By which rule.
-    pub rule: RuleId,
-    /// To do it or not to do it.
-    pub verb: Verb,
-}
+use crate::event::{Event, Hook, Mask};
 
 impl Policy {
     /// What the rules ask for this access.
     #[must_use]
     pub fn decide(&self, event: &Event<'_>) -> Decision {
         self.decide_among(event, Families::ALL)
+    }
+
+    /// What the rules ask for when a file is executed, whatever hook and mask `event` has. The kernel asks twice then:
+    /// at `BPRM_CHECK` about the file, at `CREDS_CHECK` about the program it becomes. The file has to satisfy both.
+    ///
+    /// `event.subject` stands for both tasks, the one that executes and the one that the program will be.
+    ///
+    /// Source: Linux `security/integrity/ima/ima_main.c`, `ima_bprm_check()`.
+    #[must_use]
+    pub fn decide_exec(&self, event: &Event<'_>) -> Decision {
+        let at = |hook| self.decide(&Event { hook, mask: Mask::EXEC, ..event.clone() });
+        at(Hook::BprmCheck).and(at(Hook::CredsCheck))
     }
 
     /// As [`decide`](Self::decide), with only the families in `wanted` (no appraisal in mode off, for one).
@@ -194,120 +69,26 @@ impl Policy {
     }
 }
 
-impl Rule {
-    /// Whether this rule is about that access.
-    #[must_use]
-    pub fn matches(&self, event: &Event<'_>) -> bool {
-        // The kernel asks after a change of owner or mode whether any rule at all would still appraise the file.
-        let any_access = event.hook == Hook::PostSetattr;
-        if !any_access && self.func.is_some_and(|func| func != event.hook) {
-            return false;
-        }
-        match event.hook {
-            Hook::KeyCheck => return self.func.is_some() && self.matches_data(&self.keyrings, event),
-            Hook::CriticalData => return self.func.is_some() && self.matches_data(&self.labels, event),
-            Hook::FileCheck
-            | Hook::MmapCheck
-            | Hook::MmapCheckReqprot
-            | Hook::BprmCheck
-            | Hook::CredsCheck
-            | Hook::PostSetattr
-            | Hook::ModuleCheck
-            | Hook::FirmwareCheck
-            | Hook::KexecKernelCheck
-            | Hook::KexecInitramfsCheck
-            | Hook::PolicyCheck
-            | Hook::KexecCmdline
-            | Hook::SetxattrCheck => {}
-        }
-        (any_access || self.matches_mask(event))
-            && self.matches_file_system(event)
-            && self.matches_ids(event)
-            && label_matches(&self.subject, event.subject_label)
-            && label_matches(&self.object, event.object_label)
-    }
-
-    fn matches_data(&self, names: &[Box<str>], event: &Event<'_>) -> bool {
-        // Of the ids only uid= counts here: the kernel accepts gid= with these hooks but never looks at it.
-        let user = self.user.is_none_or(|user| user.bound.holds(event.subject.uid.0));
-        user && (names.is_empty() || event.data.is_some_and(|data| names.iter().any(|name| **name == *data)))
-    }
-
-    fn matches_mask(&self, event: &Event<'_>) -> bool {
-        self.mask.is_none_or(|condition| match condition.mode {
-            MaskMode::Exact => event.mask == condition.mask,
-            MaskMode::Includes => event.mask.contains(condition.mask),
-        })
-    }
-
-    fn matches_file_system(&self, event: &Event<'_>) -> bool {
-        let fs = event.object.fs;
-        self.fsmagic.is_none_or(|magic| magic == fs.magic)
-            && self.fsname.as_deref().is_none_or(|name| name == fs.name)
-            && self.fs_subtype.as_deref().is_none_or(|subtype| fs.subtype.as_deref() == Some(subtype))
-            && self.fsuuid.is_none_or(|uuid| uuid == fs.uuid)
-    }
-
-    fn matches_ids(&self, event: &Event<'_>) -> bool {
-        let who = &event.subject;
-        let user = |c| credential_holds(c, [who.uid.0, who.euid.0, who.suid.0], who.cap_setuid);
-        let group = |c| credential_holds(c, [who.gid.0, who.egid.0, who.sgid.0], who.cap_setgid);
-        self.user.is_none_or(user)
-            && self.group.is_none_or(group)
-            && self.fowner.is_none_or(|owner| owner.holds(event.object.owner.0))
-            && self.fgroup.is_none_or(|group| group.holds(event.object.group.0))
-    }
-}
-
-/// Whether ids of a task satisfy a condition; `ids` are real, effective, saved.
-fn credential_holds(condition: Credential, ids: [u32; 3], capable: bool) -> bool {
-    let [real, effective, _] = ids;
-    match condition.which {
-        Which::Real => condition.bound.holds(real),
-        // Whoever can change its ids could take any of them on, so each of them counts.
-        Which::Effective if capable => ids.into_iter().any(|id| condition.bound.holds(id)),
-        Which::Effective => condition.bound.holds(effective),
-    }
-}
-
-/// Whether each part that the rule names is the same in `actual`; an unknown label matches no condition.
-fn label_matches(wanted: &LsmLabel, actual: Option<&LsmLabel>) -> bool {
-    let same = |wanted: &Option<String>, part: fn(&LsmLabel) -> &Option<String>| {
-        wanted.is_none() || actual.is_some_and(|label| part(label) == wanted)
-    };
-    same(&wanted.user, |label| &label.user)
-        && same(&wanted.role, |label| &label.role)
-        && same(&wanted.kind, |label| &label.kind)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::event::{FileSystem, Gid, Mask, Object, Subject, Uid};
-    use crate::policy::Options;
+    use crate::event::{FileSystem, Gid, Object, Subject, Uid};
+    use crate::policy::{Algorithms, Flags, Options, Pcr};
 
-    fn policy(text: &str) -> Policy {
+    pub(in crate::policy) fn policy(text: &str) -> Policy {
         Policy::parse(text.as_bytes(), &Options::default()).unwrap()
     }
 
-    fn file_system() -> FileSystem {
+    pub(in crate::policy) fn file_system() -> FileSystem {
         FileSystem { magic: 0x6573_5546, name: "fuse".to_owned(), subtype: Some("sshfs".to_owned()), uuid: [0x11; 16] }
     }
 
     /// Root opens a file of 7:8 for reading.
-    fn open(fs: &FileSystem) -> Event<'_> {
-        Event {
-            hook: Hook::FileCheck,
-            mask: Mask::READ,
-            subject: Subject::ROOT,
-            object: Object { owner: Uid(7), group: Gid(8), fs },
-            subject_label: None,
-            object_label: None,
-            data: None,
-        }
+    pub(in crate::policy) fn open(fs: &FileSystem) -> Event<'_> {
+        Event::of_file(Hook::FileCheck, Mask::READ, Subject::ROOT, Object { owner: Uid(7), group: Gid(8), fs })
     }
 
-    fn decide(rules: &str, change: impl FnOnce(&mut Event<'_>)) -> Decision {
+    pub(in crate::policy) fn decide(rules: &str, change: impl FnOnce(&mut Event<'_>)) -> Decision {
         let fs = file_system();
         let mut event = open(&fs);
         change(&mut event);
@@ -382,118 +163,42 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_with_func_is_for_that_hook_alone() {
-        for func in Hook::ALL.into_iter().filter(|&h| h <= Hook::PolicyCheck && h != Hook::PostSetattr) {
-            for hook in Hook::ALL.into_iter().filter(|&h| h <= Hook::PolicyCheck && h != Hook::PostSetattr) {
-                let measured = decide(&format!("measure func={func}"), |event| event.hook = hook).measure.is_some();
-                assert_eq!(measured, func == hook, "{func} {hook}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_change_of_attributes_is_matched_without_func_and_mask_but_with_all_else() {
-        let matched = |rules: &str| decide(rules, |event| event.hook = Hook::PostSetattr).appraise;
-        let appraise = matched("appraise func=BPRM_CHECK mask=MAY_EXEC").unwrap();
-        assert_eq!(appraise.sub_action, SubAction::File);
-        assert_eq!(matched("appraise func=BPRM_CHECK fowner=9"), None);
-    }
-
-    #[test]
-    fn mask_compares_the_whole_mask_or_one_bit() {
-        let both = Mask::READ.union(Mask::WRITE);
-        for (mask, asked, matches) in [
-            ("MAY_READ", Mask::READ, true),
-            ("MAY_READ", both, false),
-            ("^MAY_READ", both, true),
-            ("^MAY_EXEC", both, false),
-            ("MAY_READ", Mask::NONE, false),
-            ("^MAY_READ", Mask::NONE, false),
-        ] {
-            let decision = decide(&format!("measure mask={mask}"), |event| event.mask = asked);
-            assert_eq!(decision.measure.is_some(), matches, "{mask} {asked:?}");
-        }
-    }
-
-    #[test]
-    fn conditions_on_the_file_and_its_file_system() {
-        for (condition, matches) in [
-            ("fowner=7", true),
-            ("fowner>7", false),
-            ("fowner<8", true),
-            ("fgroup=8", true),
-            ("fgroup>7", true),
-            ("fgroup<8", false),
-            ("fsmagic=0x65735546", true),
-            ("fsmagic=0x65735547", false),
-            ("fsname=fuse", true),
-            ("fsname=fuse.sshfs", false),
-            ("fs_subtype=sshfs", true),
-            ("fs_subtype=ssh", false),
-            ("fsuuid=11111111-1111-1111-1111-111111111111", true),
-            ("fsuuid=11111111-1111-1111-1111-111111111112", false),
-            ("fowner=7 fgroup=9", false),
-        ] {
-            assert_eq!(decide(&format!("audit {condition}"), |_| ()).audit.is_some(), matches, "{condition}");
-        }
-        let without = |event: &mut Event<'_>| {
-            event.object.fs = const { &FileSystem { magic: 0, name: String::new(), subtype: None, uuid: [0; 16] } }
-        };
-        assert_eq!(decide("audit fs_subtype=sshfs", without).audit, None);
-    }
-
-    #[test]
-    fn effective_ids_of_a_capable_task_are_any_of_its_three() {
-        let task = |capable| Subject {
-            uid: Uid(1),
-            euid: Uid(2),
-            suid: Uid(3),
-            gid: Gid(4),
-            egid: Gid(5),
-            sgid: Gid(6),
-            cap_setuid: capable,
-            cap_setgid: capable,
-        };
-        for (condition, plain, capable) in [
-            ("uid=1", true, true),
-            ("uid=2", false, false),
-            ("euid=1", false, true),
-            ("euid=2", true, true),
-            ("euid=3", false, true),
-            ("euid>3", false, false),
-            ("gid=4", true, true),
-            ("gid=5", false, false),
-            ("egid=4", false, true),
-            ("egid=5", true, true),
-            ("egid>5", false, true),
-            ("egid<4", false, false),
-        ] {
-            let matches = |capable| decide(&format!("audit {condition}"), |event| event.subject = task(capable)).audit;
-            assert_eq!((matches(false).is_some(), matches(true).is_some()), (plain, capable), "{condition}");
-        }
-    }
-
-    #[test]
-    fn buffers_are_matched_by_func_name_and_uid_alone() {
-        for (rules, hook, data, matches) in [
-            ("measure func=KEY_CHECK", Hook::KeyCheck, Some(".ima"), true),
-            ("measure func=KEY_CHECK", Hook::KeyCheck, None, true),
-            ("measure func=KEY_CHECK keyrings=.evm|.ima", Hook::KeyCheck, Some(".ima"), true),
-            ("measure func=KEY_CHECK keyrings=.evm|.ima", Hook::KeyCheck, Some(".im"), false),
-            ("measure func=KEY_CHECK keyrings=.ima", Hook::KeyCheck, None, false),
-            ("measure func=KEY_CHECK uid=5", Hook::KeyCheck, Some(".ima"), false),
-            ("measure func=KEY_CHECK gid=5", Hook::KeyCheck, Some(".ima"), true),
-            ("measure func=CRITICAL_DATA label=a|b", Hook::CriticalData, Some("b"), true),
-            ("measure func=CRITICAL_DATA label=a|b", Hook::CriticalData, Some("c"), false),
-            ("measure", Hook::KeyCheck, Some(".ima"), false),
-            ("measure", Hook::CriticalData, Some("a"), false),
-            ("measure", Hook::KexecCmdline, None, true),
-            ("measure func=KEXEC_CMDLINE", Hook::KexecCmdline, None, true),
+    fn who_executes_is_asked_about_the_file_and_about_the_program_and_both_count() {
+        let algorithms = |names: &str| names.split(',').map(|name| name.parse().unwrap()).collect::<Algorithms>();
+        let signed = Flags { signature_required: true, blacklist: true, ..Flags::NONE };
+        for (rules, appraised_by, flags, allowed) in [
+            ("appraise func=BPRM_CHECK", Some(0), Flags::NONE, None),
+            ("appraise func=CREDS_CHECK", Some(0), Flags::NONE, None),
+            ("appraise mask=MAY_EXEC", Some(0), Flags::NONE, None),
+            ("appraise func=FILE_CHECK", None, Flags::NONE, None),
+            ("appraise mask=MAY_READ", None, Flags::NONE, None),
+            // A digest is enough for the file, but not for the program.
+            ("appraise func=BPRM_CHECK\nappraise func=CREDS_CHECK appraise_type=imasig", Some(0), signed, None),
+            ("appraise func=CREDS_CHECK appraise_type=imasig\nappraise", Some(1), signed, None),
+            ("dont_appraise func=BPRM_CHECK permit_directio\nappraise", Some(1), Flags::NONE, None),
+            (
+                "appraise func=BPRM_CHECK appraise_algos=sha256,sha512\nappraise appraise_algos=sha512,sha1",
+                Some(0),
+                Flags::NONE,
+                Some(algorithms("sha512")),
+            ),
+            ("appraise func=BPRM_CHECK\nappraise appraise_algos=sha1", Some(0), Flags::NONE, Some(algorithms("sha1"))),
         ] {
             let fs = file_system();
-            let event = Event { hook, data, mask: Mask::NONE, ..open(&fs) };
-            assert_eq!(policy(rules).decide(&event).measure.is_some(), matches, "{rules} {hook} {data:?}");
+            let decision = policy(rules).decide_exec(&open(&fs));
+            let rule = decision.appraise.map(|appraise| appraise.rule.index());
+            assert_eq!((rule, decision.flags, decision.algorithms), (appraised_by, flags, allowed), "{rules}");
+            assert_eq!(
+                by(&decision, Family::Appraise).filter(|(_, verb)| *verb == Verb::Do).map(|(rule, _)| rule),
+                rule
+            );
         }
+        let fs = file_system();
+        let twice = policy("measure func=CREDS_CHECK pcr=11\naudit func=BPRM_CHECK").decide_exec(&open(&fs));
+        assert_eq!(
+            (twice.measure.map(|measure| measure.rule.index()), twice.audit.map(RuleId::index)),
+            (Some(0), Some(1))
+        );
     }
 
     #[test]

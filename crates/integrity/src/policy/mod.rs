@@ -24,25 +24,30 @@
 mod action;
 mod builtin;
 mod decide;
+mod decision;
 mod dialect;
 mod error;
 mod key;
 mod lex;
+mod matching;
 mod parse;
 mod query;
 mod rule;
 mod show;
+mod source;
+mod underline;
 mod validate;
 mod value;
 
 pub use action::{Action, Families, Family, Verb};
 pub use builtin::{Builtin, Builtins, UnknownBuiltin};
-pub use decide::{Appraise, Decided, DecidedBy, Decision, Measure, SubAction};
+pub use decision::{Appraise, Decided, DecidedBy, Decision, Measure, SubAction};
 pub use dialect::{Dialect, Lsm, Options, UnknownDialect};
 pub use error::{Expected, PolicyError, PolicyErrors, Problem};
 pub use key::Key;
 pub use query::Hooks;
 pub use rule::{Algorithms, Bound, Comparison, Credential, Flags, MaskCondition, MaskMode, Pcr, Rule, Template, Which};
+pub use source::{DEFAULT_SOURCE, Source};
 
 use crate::event::Hook;
 

@@ -235,6 +235,12 @@ impl Algorithms {
         self.0 & Self::bit(algorithm) != 0
     }
 
+    /// Those that are in both.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Whether there is none.
     #[must_use]
     pub const fn is_empty(self) -> bool {
