@@ -166,8 +166,7 @@ pub(crate) fn masks(call: OpenCall) -> Option<&'static [Mask]> {
     let OpenCall::Flags(flags) = call else {
         return match call {
             OpenCall::Exec => Some(&[Mask::EXEC]),
-            // The flags of openat2 are in the task's memory, which it may have changed meanwhile.
-            OpenCall::Flags(_) | OpenCall::How { .. } => None,
+            OpenCall::Flags(_) | OpenCall::How => None,
         };
     };
     let writes = flags.writes() || flags.truncates();

@@ -189,6 +189,23 @@ impl fmt::Display for DigestLabel<'_> {
     }
 }
 
+/// Labels of this algorithm would not be read back as what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "hash algorithm {algorithm} cannot be used for labels: they could not be told from md5 labels (fix: use sha256)"
+)]
+pub struct UnfitForLabels {
+    algorithm: HashAlgorithm,
+}
+
+/// Lets an algorithm through with which labels may be made.
+///
+/// # Errors
+/// md4, see [`encode_digest`].
+pub fn fit_for_labels(algorithm: HashAlgorithm) -> Result<HashAlgorithm, UnfitForLabels> {
+    if can_be_read_back(algorithm) { Ok(algorithm) } else { Err(UnfitForLabels { algorithm }) }
+}
+
 /// Whether a label with a digest of this algorithm is read back as one: md4 is not, see [`encode_digest`].
 #[must_use]
 pub fn can_be_read_back(algorithm: HashAlgorithm) -> bool {

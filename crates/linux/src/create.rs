@@ -8,11 +8,11 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::{CallError, Target};
 use crate::fanotify::FanotifyError;
-use crate::sys::{self, MAX_HANDLE, METADATA_LEN, Metadata};
+use crate::sys::{self, FanotifyFd, MAX_HANDLE, METADATA_LEN, Metadata};
 
 /// `AT_HANDLE_FID` (Linux 6.5): a handle that need not be openable.
 const AT_HANDLE_FID: i32 = 0x200;
@@ -44,21 +44,8 @@ impl FileHandle {
         Some(Self { fsid, kind, length: u8::try_from(handle.len()).ok()?, bytes })
     }
 
-    /// `f_fsid` of `statfs(2)`.
-    #[must_use]
-    pub const fn fsid(&self) -> [i32; 2] {
-        self.fsid
-    }
-
-    /// The file system's own number for the form of the bytes.
-    #[must_use]
-    pub const fn kind(&self) -> i32 {
-        self.kind
-    }
-
     /// The handle itself, at most 128 bytes, in the file system's own form.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.length)).unwrap_or(&self.bytes)
     }
 }
@@ -132,7 +119,7 @@ fn of_whole_btrfs([first, second]: [i32; 2], handle: &[u8; MAX_HANDLE]) -> [i32;
 /// A fanotify group that only hears of new names.
 #[derive(Debug)]
 pub struct CreateGroup {
-    fd: OwnedFd,
+    fd: FanotifyFd,
 }
 
 impl CreateGroup {
@@ -147,8 +134,7 @@ impl CreateGroup {
             | libc::FAN_UNLIMITED_MARKS
             | libc::FAN_UNLIMITED_QUEUE
             | libc::FAN_REPORT_DFID_NAME_TARGET;
-        let fd =
-            sys::fanotify_init(flags, 0).map_err(|error| CallError::new("fanotify_init", Target::Process, error))?;
+        let fd = FanotifyFd::open(flags, 0).map_err(|error| CallError::new("fanotify_init", Target::Process, error))?;
         Ok(Self { fd })
     }
 
@@ -158,20 +144,8 @@ impl CreateGroup {
     /// `EOPNOTSUPP` if the file system makes no handles, `ENODEV` if it has no fsid, `EBADF` for an `O_PATH` descriptor, `EXDEV` if `mount` is inside a
     /// btrfs subvolume: a descriptor of the top-level one is needed, see [`crate::mounts::btrfs_top`].
     pub fn mark_filesystem(&self, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
-        self.mark(libc::FAN_MARK_ADD, mount)
-    }
-
-    /// Takes that back.
-    ///
-    /// # Errors
-    /// `ENOENT` if there was no mark.
-    pub fn unmark_filesystem(&self, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
-        self.mark(libc::FAN_MARK_REMOVE, mount)
-    }
-
-    fn mark(&self, action: u32, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
-        sys::fanotify_mark(self.fd.as_fd(), action | libc::FAN_MARK_FILESYSTEM, libc::FAN_CREATE, mount)
-            .map_err(|error| CallError::new("fanotify_mark", mount, error).into())
+        let add = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+        self.fd.mark(add, libc::FAN_CREATE, mount).map_err(|error| CallError::new("fanotify_mark", mount, error).into())
     }
 
     /// Reads what is there, without waiting; an empty iterator if nothing is.

@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use imara_integrity::check::Pass;
 
 use crate::error::{CallError, Target};
-use crate::sys::{self, RawEvents};
+use crate::sys::{FanotifyFd, RawEvents};
 
 /// `FAN_REPORT_FD_ERROR` (Linux 6.13): an event whose file could not be opened comes with `-errno`, instead of
 /// vanishing when it is not the first of a read.
@@ -85,11 +85,11 @@ impl FsMask {
 ///
 /// A lock and not a bare number, because an answer written after the number was reused would go to a stranger.
 #[derive(Debug)]
-struct GroupFd(RwLock<Option<OwnedFd>>);
+struct GroupFd(RwLock<Option<FanotifyFd>>);
 
 impl GroupFd {
-    fn with<R>(&self, call: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|fd| call(fd.as_fd()))
+    fn with<R>(&self, call: impl FnOnce(&FanotifyFd) -> R) -> Option<R> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(call)
     }
 }
 
@@ -100,7 +100,6 @@ impl GroupFd {
 #[derive(Debug)]
 pub struct PermissionGroup {
     fd: Arc<GroupFd>,
-    flags: u32,
 }
 
 impl PermissionGroup {
@@ -123,8 +122,8 @@ impl PermissionGroup {
         for optional in [libc::FAN_REPORT_TID | FAN_REPORT_FD_ERROR, libc::FAN_REPORT_TID, 0] {
             for class in [libc::FAN_CLASS_PRE_CONTENT, libc::FAN_CLASS_CONTENT] {
                 let flags = class | BASE | optional;
-                match sys::fanotify_init(flags, file_flags) {
-                    Ok(fd) => return Ok(Self { fd: Arc::new(GroupFd(RwLock::new(Some(fd)))), flags }),
+                match FanotifyFd::open(flags, file_flags) {
+                    Ok(fd) => return Ok(Self { fd: Arc::new(GroupFd(RwLock::new(Some(fd)))) }),
                     Err(error) => refusal = error,
                 }
                 if !matches!(refusal.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) {
@@ -135,33 +134,12 @@ impl PermissionGroup {
         Err(CallError::new("fanotify_init", Target::Process, refusal).into())
     }
 
-    /// Whether events name the thread that asks, not just its process (`FAN_REPORT_TID`).
-    #[must_use]
-    pub const fn reports_threads(&self) -> bool {
-        self.flags & libc::FAN_REPORT_TID != 0
-    }
-
-    /// Whether an event whose file could not be opened is always reported (`FAN_REPORT_FD_ERROR`); without that, it
-    /// is lost without a word if it is not the first of a read.
-    #[must_use]
-    pub const fn reports_lost_files(&self) -> bool {
-        self.flags & FAN_REPORT_FD_ERROR != 0
-    }
-
     /// Asks for the events of the whole file system that `mount` is on, through whichever mount they come.
     ///
     /// # Errors
     /// `EPERM`, `ENOSPC`, `EBADF` (an `O_PATH` descriptor), `EINVAL` (the file system does not support it), or closed.
     pub fn mark_filesystem(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
         self.mark(libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM, mount, what)
-    }
-
-    /// Takes such events back; waiters already in the queue stay there and must be answered.
-    ///
-    /// # Errors
-    /// `ENOENT` if there was no mark, or closed.
-    pub fn unmark_filesystem(&self, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
-        self.mark(libc::FAN_MARK_REMOVE | libc::FAN_MARK_FILESYSTEM, mount, what)
     }
 
     /// Asks for no such events of files that are opened through this mount, whatever its file system's mark says.
@@ -178,7 +156,7 @@ impl PermissionGroup {
 
     fn mark(&self, action: u32, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
         self.fd
-            .with(|group| sys::fanotify_mark(group, action, what.0, mount))
+            .with(|group| group.mark(action, what.0, mount))
             .ok_or(FanotifyError::Closed)?
             .map_err(|error| CallError::new("fanotify_mark", mount, error).into())
     }
@@ -204,7 +182,7 @@ impl PermissionGroup {
     fn read_error(&self, source: io::Error) -> FanotifyError {
         match source.raw_os_error() {
             Some(libc::EINVAL | libc::EFAULT | libc::EBADF) | None => {
-                let target = self.fd.with(|fd| Target::from(fd)).unwrap_or(Target::Process);
+                let target = self.fd.with(|fd| Target::from(fd.as_fd())).unwrap_or(Target::Process);
                 CallError::new("read", target, source).into()
             }
             Some(_) => FanotifyError::Lost { error: source },
@@ -217,7 +195,7 @@ impl PermissionGroup {
     /// # Errors
     /// If `/proc/self/fdinfo` cannot be read, or closed.
     pub fn marked_devices(&self) -> Result<Vec<(u32, u32)>, FanotifyError> {
-        let fd = self.fd.with(|group| group.as_raw_fd()).ok_or(FanotifyError::Closed)?;
+        let fd = self.fd.with(|group| group.as_fd().as_raw_fd()).ok_or(FanotifyError::Closed)?;
         let path = PathBuf::from(format!("/proc/self/fdinfo/{fd}"));
         let text = std::fs::read_to_string(&path).map_err(|error| CallError::new("read", path.as_path(), error))?;
         Ok(text.lines().filter_map(marked_device).collect())
@@ -225,7 +203,7 @@ impl PermissionGroup {
 
     /// Calls `f` with the group's descriptor, for example to wait for it; absent if the group is closed.
     pub fn with_fd<R>(&self, f: impl FnOnce(BorrowedFd<'_>) -> R) -> Option<R> {
-        self.fd.with(f)
+        self.fd.with(|group| f(group.as_fd()))
     }
 
     /// Closes the group: the kernel lets every waiter pass, and answers still to come do nothing.
@@ -316,7 +294,7 @@ pub enum Event {
     CloseWrite {
         /// The file, open for reading.
         file: OwnedFd,
-        /// Thread that closed it (process, without [`PermissionGroup::reports_threads`]); 0 if outside our pid namespace.
+        /// Thread that closed it (process, before Linux 4.20); 0 if outside our pid namespace.
         pid: i32,
     },
     /// The file of an event could not be opened for us; if somebody waited, the kernel has denied already.
@@ -361,7 +339,7 @@ impl Pending {
         self.file.as_fd()
     }
 
-    /// The thread that asks (process, without [`PermissionGroup::reports_threads`]); 0 if outside our pid namespace.
+    /// The thread that asks (process, before Linux 4.20); 0 if outside our pid namespace.
     #[must_use]
     pub const fn tid(&self) -> i32 {
         self.tid

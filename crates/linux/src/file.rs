@@ -1,6 +1,6 @@
 //! Facts about an open file, and its bytes.
 //!
-//! Source: `statx(2)`, `pread(2)`, `ioctl_iflags(2)`, `proc_pid_fd(5)`.
+//! Source: `statx(2)`, `pread(2)`, `proc_pid_fd(5)`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -8,7 +8,6 @@ use imara_integrity::event::{Gid, Uid};
 use rustix::fs::{AtFlags, Statx, StatxFlags, StatxTimestamp};
 
 use crate::error::CallError;
-use crate::sys;
 
 /// A point in time as the file system stores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,14 +94,6 @@ fn from_statx(facts: &Statx) -> FileFacts {
         born: known.contains(StatxFlags::BTIME).then(|| time(facts.stx_btime)),
         mount_id: known.contains(StatxFlags::MNT_ID).then_some(facts.stx_mnt_id),
     }
-}
-
-/// The inode's generation (`FS_IOC_GETVERSION`): another number once the inode number is used again.
-///
-/// # Errors
-/// `ENOTTY` where the file system has none (tmpfs).
-pub fn generation(file: BorrowedFd<'_>) -> Result<u32, CallError> {
-    sys::generation(file).map_err(|error| CallError::new("ioctl(FS_IOC_GETVERSION)", file, error))
 }
 
 /// The path the file was opened by, as seen now from our root: ends in ` (deleted)` if that name is gone. For messages

@@ -14,6 +14,7 @@ pub mod hash;
 pub mod lease;
 pub mod limits;
 pub mod lock;
+pub mod mount_point;
 pub mod mounts;
 pub mod notify;
 pub mod open_call;

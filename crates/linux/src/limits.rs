@@ -26,10 +26,3 @@ pub fn raise_open_files() -> Result<Option<u64>, CallError> {
         .map_err(|error| CallError::new("setrlimit(RLIMIT_NOFILE)", Target::Process, error))?;
     Ok(maximum)
 }
-
-/// How many signals may be queued for this user (`RLIMIT_SIGPENDING`); as many leases can be broken at once before
-/// [`crate::lease::LeaseEvent::Overflow`]. Absent if unlimited.
-#[must_use]
-pub fn pending_signals() -> Option<u64> {
-    getrlimit(Resource::Sigpending).current
-}

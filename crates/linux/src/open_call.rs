@@ -3,8 +3,8 @@
 //! Source: `proc_pid_syscall(5)`, `open(2)`; Linux `arch/x86/entry/syscalls/syscall_64.tbl`,
 //! `include/uapi/asm-generic/unistd.h`.
 
-use crate::error::{CallError, Target};
-use crate::{sys, task};
+use crate::error::CallError;
+use crate::task;
 
 /// The flags of an open, `O_*` of this architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,22 +33,10 @@ impl OpenFlags {
         self.has(libc::O_TRUNC)
     }
 
-    /// `O_CREAT`.
-    #[must_use]
-    pub fn creates(self) -> bool {
-        self.has(libc::O_CREAT)
-    }
-
     /// `O_APPEND`.
     #[must_use]
     pub fn appends(self) -> bool {
         self.has(libc::O_APPEND)
-    }
-
-    /// `O_TMPFILE`.
-    #[must_use]
-    pub fn temporary(self) -> bool {
-        self.has(libc::O_TMPFILE)
     }
 }
 
@@ -57,13 +45,9 @@ impl OpenFlags {
 pub enum OpenCall {
     /// `open`, `openat`, `creat`, `open_by_handle_at`.
     Flags(OpenFlags),
-    /// `openat2`: the flags are in the memory of the task, see [`read_how`].
-    How {
-        /// Address of its `struct open_how`.
-        address: u64,
-        /// Size that it gave.
-        size: u64,
-    },
+    /// `openat2`: the flags are in the memory of the task. They are not looked at: another thread may have changed them
+    /// since the kernel read them, and memory that a stranger provides (userfaultfd, FUSE) would keep us waiting.
+    How,
     /// `execve`, `execveat`.
     Exec,
 }
@@ -80,26 +64,6 @@ pub fn open_call(tid: i32) -> Result<Option<OpenCall>, CallError> {
     Ok(std::str::from_utf8(line).ok().and_then(decode))
 }
 
-/// Reads the flags of an `openat2` from the memory of the task.
-///
-/// **May wait for ever** if the task's owner wants it to (memory backed by userfaultfd or by a FUSE file, given back
-/// after the call began), so never call it where somebody waits for the answer. Another thread of the task may also
-/// have changed the memory since the kernel read it: what comes out is a hint.
-///
-/// # Errors
-/// `ESRCH` if the task has gone, `EFAULT` if the memory has, `EINVAL` if `size` cannot hold the flags.
-pub fn read_how(tid: i32, address: u64, size: u64) -> Result<OpenFlags, CallError> {
-    let refused = |error: std::io::Error| CallError::new("process_vm_readv", Target::Task(tid), error);
-    let mut flags = [0; 8];
-    let place = usize::try_from(address).ok().filter(|_| size >= 8);
-    let place = place.ok_or_else(|| refused(rustix::io::Errno::INVAL.into()))?;
-    if sys::read_memory(tid, place, &mut flags).map_err(refused)? != flags.len() {
-        return Err(refused(rustix::io::Errno::FAULT.into()));
-    }
-    #[expect(clippy::host_endian_bytes, reason = "the task has the byte order of the host")]
-    Ok(OpenFlags(u64::from_ne_bytes(flags)))
-}
-
 /// A line of `/proc/TID/syscall`: number, six arguments in hexadecimal, stack pointer, program counter.
 fn decode(line: &str) -> Option<OpenCall> {
     let mut words = line.split_ascii_whitespace();
@@ -113,7 +77,7 @@ fn decode(line: &str) -> Option<OpenCall> {
         numbers::CREAT => u64::try_from(libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC)
             .ok()
             .map(|flags| OpenCall::Flags(OpenFlags(flags))),
-        numbers::OPENAT2 => Some(OpenCall::How { address: arguments.nth(2)??, size: arguments.next()?? }),
+        numbers::OPENAT2 => Some(OpenCall::How),
         numbers::EXECVE | numbers::EXECVEAT => Some(OpenCall::Exec),
         _ => None,
     }
@@ -161,7 +125,7 @@ mod tests {
             ("2 0x7f00 0xffffffff00000001 0x0 0x0 0x0 0x0", Some(OpenCall::Flags(OpenFlags(1)))),
             ("85 0x7f00 0x1ff 0x0 0x0 0x0 0x0", Some(OpenCall::Flags(OpenFlags(0o1101)))),
             ("304 0x3 0x7f00 0x2 0x0 0x0 0x0", Some(OpenCall::Flags(OpenFlags(2)))),
-            ("437 0xffffff9c 0x7f00 0xabc0 0x18 0x0 0x0", Some(OpenCall::How { address: 0xabc0, size: 24 })),
+            ("437 0xffffff9c 0x7f00 0xabc0 0x18 0x0 0x0", Some(OpenCall::How)),
             ("59 0x1 0x2 0x3 0x0 0x0 0x0", Some(OpenCall::Exec)),
             ("322 0x1 0x2 0x3 0x0 0x0 0x0", Some(OpenCall::Exec)),
             ("426 0x1 0x2 0x3 0x0 0x0 0x0", None),

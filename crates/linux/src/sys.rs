@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::ptr;
@@ -17,19 +17,32 @@ fn checked(value: c_int) -> io::Result<c_int> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
-/// `fanotify_init(2)`.
-pub(crate) fn fanotify_init(flags: c_uint, event_flags: c_uint) -> io::Result<OwnedFd> {
-    // NEEDED: no safe wrapper in std or rustix.
-    // SAFETY: plain integers in; a non-negative result is a new descriptor that nobody else owns.
-    unsafe { checked(libc::fanotify_init(flags, event_flags)).map(|fd| OwnedFd::from_raw_fd(fd)) }
+/// A fanotify group: what is read from it was written by the kernel. Made by [`FanotifyFd::open`] alone.
+#[derive(Debug)]
+pub(crate) struct FanotifyFd(OwnedFd);
+
+impl FanotifyFd {
+    /// `fanotify_init(2)`.
+    pub(crate) fn open(flags: c_uint, event_flags: c_uint) -> io::Result<Self> {
+        // NEEDED: no safe wrapper in std or rustix.
+        // SAFETY: plain integers in; a non-negative result is a new descriptor that nobody else owns.
+        let fd = unsafe { checked(libc::fanotify_init(flags, event_flags)).map(|fd| OwnedFd::from_raw_fd(fd))? };
+        Ok(Self(fd))
+    }
+
+    /// `fanotify_mark(2)` on the object that `target` itself refers to.
+    pub(crate) fn mark(&self, flags: c_uint, mask: u64, target: BorrowedFd<'_>) -> io::Result<()> {
+        // NEEDED: no safe wrapper in std or rustix.
+        // SAFETY: both descriptors are open for the call; a null path makes the kernel use `target` itself.
+        let result = unsafe { libc::fanotify_mark(self.0.as_raw_fd(), flags, mask, target.as_raw_fd(), ptr::null()) };
+        checked(result).map(drop)
+    }
 }
 
-/// `fanotify_mark(2)` on the object that `target` itself refers to.
-pub(crate) fn fanotify_mark(group: BorrowedFd<'_>, flags: c_uint, mask: u64, target: BorrowedFd<'_>) -> io::Result<()> {
-    // NEEDED: no safe wrapper in std or rustix.
-    // SAFETY: both descriptors are open for the call; a null path makes the kernel use `target` itself.
-    let result = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, target.as_raw_fd(), ptr::null()) };
-    checked(result).map(drop)
+impl AsFd for FanotifyFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// What one fanotify event without file handles says; its descriptor is ours.
@@ -74,7 +87,7 @@ impl RawEvents {
     }
 
     /// Reads from the group; whatever had not been taken out must have been drained before.
-    pub(crate) fn read(&mut self, group: BorrowedFd<'_>) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, group: &FanotifyFd) -> io::Result<usize> {
         debug_assert_eq!(self.taken, self.filled, "events left in the buffer would leak their descriptors");
         (self.taken, self.filled) = (0, 0);
         let length = rustix::io::retry_on_intr(|| rustix::io::read(group, &mut *self.bytes))?;
@@ -97,8 +110,9 @@ impl RawEvents {
             Err(header.fd)
         } else {
             // NEEDED: the kernel hands over descriptors as numbers inside the bytes of an event.
-            // SAFETY: `bytes[..filled]` was written by read(2) on a fanotify group and by nothing else; the kernel
-            // installed this descriptor for us, and `taken` has moved past it, so it gets this one owner.
+            // SAFETY: `bytes[..filled]` was written by read(2) on a `FanotifyFd` and by nothing else, so the kernel wrote
+            // it and installed this descriptor for us; `taken` has moved past it, so it gets this one owner. (A group
+            // that reports file handles instead has no descriptor here, but `FAN_NOFD`, which is negative.)
             Ok(unsafe { OwnedFd::from_raw_fd(header.fd) })
         };
         Some(Ok(RawEvent { mask: header.mask, file, pid: header.pid }))
@@ -178,16 +192,17 @@ struct HandleBuffer {
 pub(crate) fn handle_of(fd: BorrowedFd<'_>, flags: c_int) -> io::Result<(i32, usize, [u8; MAX_HANDLE])> {
     let mut buffer = HandleBuffer { bytes: 0, kind: 0, handle: [0; MAX_HANDLE] };
     buffer.bytes = c_uint::try_from(MAX_HANDLE).map_err(io::Error::other)?;
-    let mut mount: c_int = 0;
+    // An int, but with AT_HANDLE_MNT_ID_UNIQUE among the flags (Linux 6.12) a number of 64 bits.
+    let mut mount: u64 = 0;
     // NEEDED: no safe wrapper in std or rustix.
     // SAFETY: `buffer` has the layout of `struct file_handle` with `bytes` bytes of room behind it, the path is a
-    // terminated string and `mount` is a place for an int; all outlive the call.
+    // terminated string and `mount` is a place for whichever number the flags ask for; all outlive the call.
     let result = unsafe {
         libc::name_to_handle_at(
             fd.as_raw_fd(),
             c"".as_ptr(),
             ptr::from_mut(&mut buffer).cast(),
-            &raw mut mount,
+            (&raw mut mount).cast(),
             libc::AT_EMPTY_PATH | flags,
         )
     };
@@ -226,18 +241,6 @@ pub(crate) fn fsid(fd: BorrowedFd<'_>) -> io::Result<[i32; 2]> {
     }
 }
 
-/// `ioctl(FS_IOC_GETVERSION)`: the inode's generation.
-pub(crate) fn generation(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    // The number says `long`, but every file system writes an `int`; a zeroed long is room for both.
-    let mut value = [0_u8; 8];
-    // NEEDED: no safe wrapper in std or rustix.
-    // SAFETY: the kernel writes at most 8 bytes, which `value` has.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETVERSION, value.as_mut_ptr()) })?;
-    let [a, b, c, d, ..] = value;
-    #[expect(clippy::host_endian_bytes, reason = "the kernel writes an int of the host")]
-    Ok(u32::from_ne_bytes([a, b, c, d]))
-}
-
 /// `_IOR(0x15, 0, struct fsuuid2)`, 17 bytes.
 const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
 
@@ -245,7 +248,7 @@ const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
 pub(crate) fn filesystem_uuid(fd: BorrowedFd<'_>) -> io::Result<(u8, [u8; 16])> {
     let mut value = [0_u8; 17];
     // NEEDED: no safe wrapper in std or rustix.
-    // SAFETY: the number encodes a structure of 17 bytes, which `value` has.
+    // SAFETY: the number encodes a structure of 17 bytes, which `value` has; whoever answers it writes no more.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, value.as_mut_ptr()) })?;
     let [length, uuid @ ..] = value;
     Ok((length, uuid))
@@ -258,7 +261,7 @@ const BTRFS_IOC_FS_INFO: libc::Ioctl = 0x8400_941f;
 pub(crate) fn btrfs_uuid(fd: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
     let mut value = [0_u8; 1024];
     // NEEDED: no safe wrapper in std or rustix.
-    // SAFETY: the number encodes a structure of 1024 bytes, which `value` has.
+    // SAFETY: the number encodes a structure of 1024 bytes, which `value` has; whoever answers it writes no more.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, value.as_mut_ptr()) })?;
     let (_, [uuid, ..]) = value.as_chunks::<16>().0.split_at(1) else { return Ok([0; 16]) };
     Ok(*uuid)
@@ -302,17 +305,6 @@ pub(crate) fn signal_fd(signals: &[c_int]) -> io::Result<OwnedFd> {
 pub(crate) fn realtime_signal(offset: c_int) -> Option<c_int> {
     let signal = libc::SIGRTMIN().checked_add(offset)?;
     (offset >= 0 && signal <= libc::SIGRTMAX()).then_some(signal)
-}
-
-/// `process_vm_readv(2)`: copies from `address` of another process; may be short.
-pub(crate) fn read_memory(pid: i32, address: usize, into: &mut [u8]) -> io::Result<usize> {
-    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let remote = libc::iovec { iov_base: ptr::without_provenance_mut(address), iov_len: into.len() };
-    // NEEDED: no safe wrapper in std or rustix.
-    // SAFETY: the kernel writes only into `into`, at most its length; `remote` is an address of the other process and
-    // is never looked at here.
-    let length = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
-    usize::try_from(length).map_err(|_| io::Error::last_os_error())
 }
 
 /// `getsockopt(SO_PEERCRED)`: process id (0 if outside our pid namespace), user and group of the other end.

@@ -293,3 +293,15 @@ proptest! {
         prop_assert_eq!(header_of(&label), Ok(header));
     }
 }
+
+#[test]
+fn labels_may_be_made_with_every_algorithm_that_is_read_back() {
+    for algorithm in HashAlgorithm::ALL.iter().copied() {
+        let digest = Digest::of(algorithm, b"content");
+        let label = encode_digest(&digest);
+        let read_back = algorithm_asked(Some(&label), HashAlgorithm::Sha256) == algorithm;
+        assert_eq!(fit_for_labels(algorithm).is_ok(), read_back, "{algorithm}");
+    }
+    let said = "hash algorithm md4 cannot be used for labels: they could not be told from md5 labels (fix: use sha256)";
+    assert_eq!(fit_for_labels(HashAlgorithm::Md4).unwrap_err().to_string(), said);
+}

@@ -39,19 +39,6 @@ fn the_facts_are_those_of_the_standard_library() {
 }
 
 #[test]
-fn the_generation_is_known_where_the_file_system_has_one() {
-    on_each(|scratch| {
-        let directory = File::open(scratch.path()).unwrap();
-        let generation = file::generation(directory.as_fd());
-        if scratch.kind() == FsKind::Tmpfs {
-            assert_eq!(generation.unwrap_err().errno(), Some(libc::ENOTTY));
-        } else {
-            generation.unwrap();
-        }
-    });
-}
-
-#[test]
 fn a_label_is_absent_then_written_then_read_then_removed() {
     on_each(|scratch| {
         let kind = scratch.kind();
