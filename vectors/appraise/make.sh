@@ -1,14 +1,17 @@
 #!/bin/bash
-# Makes the vectors again: make.sh [labels|new-files|exec|noxattr]...   (root: a loop mount; needs the lab's run-in-kernel)
-#   RUN_IN_KERNEL  the lab's program; KERNEL_LAB_DIR  its kernel (set up before); WORK  a scratch folder
+# Makes the tables again: make.sh [labels|new-files|exec|noxattr]...   (root, for a loop mount; README.md says what it takes)
+#   BOOT     a program that boots the kernel under qemu and runs a script in it, see README.md
+#   MODULES  the folder into which that kernel's Debian package was unpacked (dpkg-deb -x), for its modules
+#   WORK     a scratch folder (made if it is not named)
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd); S=$HERE/scenarios
-: "${RUN_IN_KERNEL:=run-in-kernel}" "${WORK:=$(mktemp -d)}"
+: "${BOOT:?}" "${MODULES:?}" "${WORK:=$(mktemp -d)}"
 UUID=11111111-2222-3333-4444-555555555555
 mkdir -p "$WORK/in"
 gcc -O2 -static -Wall -Wextra -o "$WORK/in/steps" "$S/steps.c"
 cp "$S/policy" "$S/guest.sh" "$WORK/in/"
-xz -dc "$KERNEL_LAB_DIR"/unpacked-*/lib/modules/*/kernel/crypto/md4.ko.xz > "$WORK/in/md4.ko"
+for m in md4 rmd160 wp512 streebog_generic nls_cp437 nls_ascii nls_iso8859-1 fat vfat loop; do
+  xz -dc "$(find "$MODULES" -name "$m.ko.xz" | grep .)" > "$WORK/in/$m.ko"; done
 python3 "$S/labels.py" > "$WORK/in/labels.in"
 for n in new-files exec noxattr; do python3 "$S/expand.py" < "$S/$n.txt" > "$WORK/in/$n.in"; done
 
@@ -18,8 +21,8 @@ image() { # NAME: an ext4 image with the files and labels; this kernel needs no 
   mount -o loop "$img" "$m"; "$WORK/in/steps" prepare "$m" < "$WORK/in/$1.in" || { umount "$m"; exit 1; }; umount "$m"; }
 boot() { # NAME MODE KERNEL HASH FILESYSTEM
   local o=$WORK/out/$1-$3-$4-$2; rm -rf "$o"; mkdir -p "$o"; cp --sparse=always "$WORK/$1.img" "$WORK/run.img"
-  "$RUN_IN_KERNEL" -q -T none -t 400 -a "ima_appraise=$2 ima_hash=$4 log_buf_len=16M" -i "$WORK/in" -o "$o" -d "$WORK/run.img" \
-    -s "$S/guest.sh" "$1.in" "$3" "$5" || { cat "$o/stdout" >&2; exit 1; }; rm -f "$WORK/run.img"; }
+  "$BOOT" "ima_appraise=$2 ima_hash=$4 log_buf_len=16M" "$WORK/in" "$o" "$WORK/run.img" "$S/guest.sh" "$1.in" "$3" "$5" ||
+    { cat "$o/stdout" >&2; exit 1; }; rm -f "$WORK/run.img"; }
 
 for n in "${@:-labels new-files exec noxattr}"; do for n in $n; do
   fs=ext4; [ $n != noxattr ] || fs=vfat

@@ -1,11 +1,16 @@
-//! The `arrows` stage: which crate may use which, as `docs/architecture.md` draws it.
+//! The `arrows` stage: which crate may use which, as `docs/architecture.md` draws it, and that no two rooms of the core
+//! need each other.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::ci::cargo_command;
+use crate::root;
 
 /// A crate of the workspace, and those of the workspace that it may depend on, in whatever way.
 const ARROWS: [(&str, &[&str]); 5] = [
@@ -28,6 +33,11 @@ pub(crate) fn run() -> Result<()> {
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
     let wrong = wrong(&serde_json::from_slice(&output.stdout)?)?;
     ensure!(wrong.is_empty(), "against docs/architecture.md: {}", wrong.join("; "));
+    let mut rooms = Rooms::new();
+    read_rooms(&root().join("crates/integrity/src"), None, &mut rooms)?;
+    ensure!(rooms.len() > 1, "no rooms found in crates/integrity/src");
+    let circle = circle(rooms);
+    ensure!(circle.is_empty(), "crates/integrity/src: these rooms need each other: {}", circle.join(", "));
     Ok(())
 }
 
@@ -54,6 +64,47 @@ fn wrong(metadata: &Value) -> Result<Vec<String>> {
         }
     }
     Ok(wrong)
+}
+
+/// A room (module at the top of a crate) and the rooms that it uses.
+type Rooms = BTreeMap<String, BTreeSet<String>>;
+
+/// Takes in the files below `directory`, all of which belong to `room`, or are rooms of their own. Tests may use what
+/// they like.
+fn read_rooms(directory: &Path, room: Option<&str>, rooms: &mut Rooms) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let room = room.unwrap_or(&name);
+        if path.is_dir() {
+            read_rooms(&path, Some(room), rooms)?;
+        } else if name != "tests" && room != "lib" {
+            let text = fs::read_to_string(&path)?;
+            rooms.entry(room.to_owned()).or_default().extend(used(&text).filter(|used| used != room));
+        }
+    }
+    Ok(())
+}
+
+/// The rooms that a file names in its code: what follows `crate::`.
+fn used(text: &str) -> impl Iterator<Item = String> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default().lines();
+    let code = code.filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(|line| line.split("crate::").skip(1))
+        .map(|rest| rest.chars().take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_').collect())
+}
+
+/// The rooms that are left when all have been taken away, again and again, that use none or are used by none of the rest.
+fn circle(mut rooms: Rooms) -> Vec<String> {
+    loop {
+        let before = rooms.len();
+        let used: BTreeSet<String> = rooms.values().flatten().cloned().collect();
+        let names: BTreeSet<String> = rooms.keys().cloned().collect();
+        rooms.retain(|name, uses| used.contains(name) && uses.iter().any(|used| names.contains(used)));
+        if rooms.len() == before {
+            return rooms.into_keys().collect();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -92,5 +143,17 @@ mod tests {
             assert_eq!(wrong(&json!({ "packages": packages })).unwrap(), expected);
         }
         assert!(wrong(&json!({})).is_err());
+    }
+
+    #[test]
+    fn rooms_that_need_each_other_are_found() {
+        let rooms = |list: &[(&str, &[&str])]| -> Rooms {
+            let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            list.iter().map(|(name, uses)| ((*name).to_owned(), names(uses))).collect()
+        };
+        assert_eq!(circle(rooms(&[("a", &["b", "c"]), ("b", &["c"]), ("c", &[]), ("d", &["a"])])), [""; 0]);
+        assert_eq!(circle(rooms(&[("a", &["b"]), ("b", &["c"]), ("c", &["b", "d"]), ("d", &[])])), ["b", "c"]);
+        let text = "//! [`crate::no`]\nuse crate::label::{self, X};\nfn f() -> crate::codec::R {}\n#[cfg(test)]\nuse crate::no;";
+        assert_eq!(used(text).collect::<Vec<_>>(), ["label", "codec"]);
     }
 }

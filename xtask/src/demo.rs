@@ -60,20 +60,7 @@ struct Demo {
 
 impl Demo {
     fn play(&self) -> Result<()> {
-        self.furnish()?;
-        let copied = self.count()?;
-        ensure!(copied.files >= 1000, "only {} files could be copied, expected at least 1,000", copied.files);
-        say(
-            1,
-            &format!(
-                "An ext4 file system of its own: {} real files of this host, {} MiB",
-                copied.files,
-                copied.bytes >> 20
-            ),
-        )?;
-        let summary = self.imara(&["label"], &[&self.mount])?;
-        say(2, &format!("imara label: {}", summary.trim().lines().last().unwrap_or_default()))?;
-
+        self.label_all()?;
         let guard = Guard::start(self, "enforce")?;
         say(3, &format!("imara guard: {}", guard.announced.replace(&self.mount.display().to_string(), "MOUNT")))?;
         self.programs_run()?;
@@ -93,27 +80,40 @@ impl Demo {
         let (good, bad) = self.open_all()?;
         ensure!(bad == victims.len(), "{bad} files are refused, expected {}", victims.len());
         say(8, &format!("All the others still work: {good} files can be read, and only those {bad} cannot"))?;
+        self.other_modes(&mut guard, victims.len())?;
+        guard.end()?;
+        self.imara(&["verify"], &[&self.mount])?;
+        say(11, "imara verify: every file is what its label says")
+    }
 
+    fn label_all(&self) -> Result<()> {
+        self.furnish()?;
+        let Copied { files, bytes } = self.count()?;
+        ensure!(files >= 1000, "only {files} files could be copied, expected at least 1,000");
+        let size = bytes >> 20;
+        say(1, &format!("An ext4 file system of its own: {files} real files of this host, {size} MiB"))?;
+        let summary = self.imara(&["label"], &[&self.mount])?;
+        say(2, &format!("imara label: {}", summary.trim().lines().last().unwrap_or_default()))
+    }
+
+    /// What log and fix do about so many files that are refused in mode enforce.
+    fn other_modes(&self, guard: &mut Guard, victims: usize) -> Result<()> {
         self.imara(&["mode", "log"], &[])?;
         guard.forget();
         let (_, bad) = self.open_all()?;
-        let tolerated = guard.wait_for(victims.len(), "action=allowed")?;
+        let tolerated = guard.wait_for(victims, "action=allowed")?;
         ensure!(bad == 0, "{bad} files are refused in mode log, expected none");
         say(9, &format!("imara mode log: nothing is refused, and {tolerated} lines say what would be"))?;
 
         self.imara(&["mode", "fix"], &[])?;
         guard.forget();
         let (_, bad) = self.open_all()?;
-        let repaired = guard.wait_for(victims.len(), "action=repaired")?;
+        let repaired = guard.wait_for(victims, "action=repaired")?;
         ensure!(bad == 0, "{bad} files are refused in mode fix, expected none");
         self.imara(&["mode", "enforce"], &[])?;
         let (good, bad) = self.open_all()?;
         ensure!(bad == 0, "{bad} files are refused after the repair, expected none");
-        say(10, &format!("imara mode fix: {repaired} labels are written anew; enforce again: all {good} files open"))?;
-        guard.end()?;
-        self.imara(&["verify"], &[&self.mount])?;
-        say(11, "imara verify: every file is what its label says")?;
-        Ok(())
+        say(10, &format!("imara mode fix: {repaired} labels are written anew; enforce again: all {good} files open"))
     }
 
     /// Copies programs with all they need, then libraries, scripts and data.

@@ -34,3 +34,32 @@ pub(crate) fn unseen(policy: &Policy) -> Vec<String> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_built_in_or_a_file_and_a_broken_one_shows_the_place() {
+        assert_eq!(load("builtin:appraise_tcb").unwrap().to_string().lines().last(), Some("appraise fowner=0"));
+        let error = |name: &str| format!("{:#}", load(name).unwrap_err());
+        assert!(error("builtin:apraise_tcb").contains("\"apraise_tcb\""), "{}", error("builtin:apraise_tcb"));
+        assert!(error("/proc/none").starts_with("cannot read the policy /proc/none: "), "{}", error("/proc/none"));
+        let path = std::env::temp_dir().join(format!("imarad-policy-{}", std::process::id()));
+        std::fs::write(&path, "appraise fwoner=0\n").unwrap();
+        let said = error(path.to_str().unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert!(said.starts_with(&format!("{} is not a policy\n", path.display())), "{said}");
+        assert!(said.ends_with("1 | appraise fwoner=0\n  |          ^^^^^^^^"), "{said}");
+    }
+
+    #[test]
+    fn a_policy_that_asks_for_what_is_not_seen_is_warned_about() {
+        let warnings = |text: &str| unseen(&Policy::parse(text.as_bytes(), &Options::default()).unwrap());
+        assert_eq!(warnings("appraise func=BPRM_CHECK\nappraise fowner=0\n"), [""; 0]);
+        assert_eq!(warnings("measure\n"), ["the policy appraises nothing, so every file is let through"]);
+        let warned = warnings("appraise\nappraise func=MMAP_CHECK\n");
+        assert_eq!(warned.len(), 1);
+        assert!(warned[0].starts_with("policy line 2: func=MMAP_CHECK is not seen by fanotify"), "{}", warned[0]);
+    }
+}

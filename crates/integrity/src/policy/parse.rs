@@ -165,14 +165,21 @@ mod tests {
         Options { algorithms, modsig: false, lsm: Lsm::AppArmor(&[]), ..Options::new(Dialect::Linux6_12) }
     }
 
+    /// Each rule is refused: at which column, and with which words.
+    fn refused(cases: &[(&str, usize, &str)]) {
+        for (rule, column, message) in cases {
+            let text = format!("# a comment\n{rule}\nmeasure\n");
+            let errors = Policy::parse(text.as_bytes(), &bare()).unwrap_err();
+            assert_eq!(errors.to_string(), format!("policy line 2, column {column}: {message}"), "{rule}");
+        }
+    }
+
     #[test]
-    fn each_error_names_its_place_what_was_found_and_what_was_expected() {
-        let ids = "(expected a decimal number from 0 to 4294967294)";
+    fn a_word_that_is_none_is_named_with_its_place_and_what_was_expected() {
         let funcs = "(expected FILE_CHECK, MMAP_CHECK, MMAP_CHECK_REQPROT, …";
-        let masks = "(expected MAY_EXEC, MAY_WRITE, MAY_READ, MAY_APPEND";
         let keys = "(expected func=, mask=, fsmagic=, …";
-        for (rule, column, message) in [
-            ("appraise func=FILE_CHEK", 15, &*format!("unknown func \"FILE_CHEK\" {funcs}; did you mean FILE_CHECK?)")),
+        refused(&[
+            ("appraise func=FILE_CHEK", 15, &format!("unknown func \"FILE_CHEK\" {funcs}; did you mean FILE_CHECK?)")),
             ("appraise func=XYZ", 15, &format!("unknown func \"XYZ\" {funcs})")),
             (
                 "apraise",
@@ -196,6 +203,19 @@ mod tests {
                 2,
                 "no action in the rule \"func=FILE_CHECK\" (expected measure, dont_measure, appraise, …)",
             ),
+            (
+                "measure func=FILE_CHECK\r",
+                14,
+                &format!("unknown func \"FILE_CHECK\\r\" {funcs}; did you mean FILE_CHECK?)"),
+            ),
+        ]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_named_with_its_place_and_what_was_expected() {
+        let ids = "(expected a decimal number from 0 to 4294967294)";
+        let masks = "(expected MAY_EXEC, MAY_WRITE, MAY_READ, MAY_APPEND";
+        refused(&[
             ("audit mask=may_read", 12, &format!("unknown mask \"may_read\" {masks}; did you mean MAY_READ?)")),
             ("audit mask=^MAY_RED", 12, &format!("unknown mask \"^MAY_RED\" {masks}; did you mean MAY_READ?)")),
             (
@@ -212,6 +232,12 @@ mod tests {
             ("audit uid=x", 11, &format!("uid \"x\" is not a number {ids}")),
             ("audit uid=-1", 11, &format!("uid \"-1\" is not a number {ids}")),
             ("audit egid>4294967295", 12, &format!("egid \"4294967295\" is out of range {ids}")),
+        ]);
+    }
+
+    #[test]
+    fn words_that_do_not_go_together_are_named_with_their_place() {
+        refused(&[
             ("audit uid=1 uid=2", 17, "second uid \"2\" in one rule"),
             ("audit uid=1 euid=2", 18, "euid \"2\" in a rule that has uid"),
             ("audit egid=1 gid=2", 18, "gid \"2\" in a rule that has egid"),
@@ -236,6 +262,12 @@ mod tests {
             ("measure keyrings=a", 9, "\"keyrings=a\" in a rule without func="),
             ("measure label=a func=KEY_CHECK", 9, "\"label=a\" in a rule with func=KEY_CHECK"),
             ("hash func=KEY_CHECK", 1, "\"hash\" in a rule with func=KEY_CHECK (expected measure, dont_measure)"),
+        ]);
+    }
+
+    #[test]
+    fn options_of_appraisal_that_cannot_be_are_named_with_their_place() {
+        refused(&[
             ("appraise func=SETXATTR_CHECK", 10, "\"func=SETXATTR_CHECK\" without appraise_algos="),
             ("appraise digest_type=verity", 10, "\"digest_type=verity\" without appraise_type= (expected sigv3)"),
             (
@@ -259,16 +291,7 @@ mod tests {
                 "unknown appraise_algos \"sh256\" (expected sha256; did you mean sha256?)",
             ),
             ("appraise appraise_algos=sha256,md4", 32, "hash algorithm \"md4\" is not available (expected sha256)"),
-            (
-                "measure func=FILE_CHECK\r",
-                14,
-                &format!("unknown func \"FILE_CHECK\\r\" {funcs}; did you mean FILE_CHECK?)"),
-            ),
-        ] {
-            let text = format!("# a comment\n{rule}\nmeasure\n");
-            let errors = Policy::parse(text.as_bytes(), &bare()).unwrap_err();
-            assert_eq!(errors.to_string(), format!("policy line 2, column {column}: {message}"), "{rule}");
-        }
+        ]);
     }
 
     #[test]
