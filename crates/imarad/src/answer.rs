@@ -23,6 +23,7 @@ use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
 use imara_linux::{open_call, task};
 
+use crate::ask::{Ask, Hold, Repair};
 use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::inodes::{Key, Known, Renewing, Task};
@@ -30,76 +31,11 @@ use crate::look::{Look, Wanted};
 use crate::pool::Work;
 use crate::serve::Guard;
 
-/// How long a question waits for the notice that its file is new, and how often.
+/// How long a question waits for the notice that its file is new, each time.
 const PARKED: Duration = Duration::from_millis(2);
-const PATIENCE: u8 = 50;
 
 /// How often a file is hashed again that changes while it is read without a lease.
 const TRIES: u8 = 3;
-
-/// A question that the policy wants judged.
-#[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) pending: Pending,
-    pub(crate) facts: FileFacts,
-    pub(crate) decision: Decision,
-    pub(crate) hold: Hold,
-    tries: u8,
-    /// How often it may still be parked.
-    patience: u8,
-    /// Whether everything that was in the kernel's queue when it came has been heard.
-    heard: bool,
-}
-
-impl Ask {
-    pub(crate) fn key(&self) -> Key {
-        Key::from(&self.facts)
-    }
-
-    pub(crate) fn file(&self) -> BorrowedFd<'_> {
-        self.pending.file()
-    }
-
-    /// Gives the lease on its descriptor back, if there is one.
-    fn release(&mut self) {
-        if std::mem::replace(&mut self.hold, Hold::Nothing).is_lease() {
-            let _ = lease::release(self.file());
-        }
-    }
-}
-
-/// What we know of writers at the moment of judging.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// Not looked at yet.
-    Nothing,
-    /// The asker's own descriptor holds a read lease, and so does the one that is remembered.
-    Remembered,
-    /// The asker's own descriptor holds a read lease.
-    Lease,
-    /// No lease to be had: somebody, perhaps the asker, has the file open for writing.
-    Writer,
-    /// No lease to be had for another reason: nothing is known of writers.
-    Unleased,
-}
-
-impl Hold {
-    /// Whether the asker's own descriptor holds a lease.
-    const fn is_lease(self) -> bool {
-        match self {
-            Self::Remembered | Self::Lease => true,
-            Self::Nothing | Self::Writer | Self::Unleased => false,
-        }
-    }
-}
-
-/// An opener that waits for its file's label to be repaired.
-#[derive(Debug)]
-pub(crate) struct Repair {
-    pub(crate) ask: Ask,
-    pub(crate) outcome: Outcome,
-    pub(crate) look: Look,
-}
 
 impl Guard {
     /// Takes a question in.
@@ -122,8 +58,7 @@ impl Guard {
         match check::plan(&decision, self.settings) {
             Plan::Allow(pass) => self.let_pass(pending, pass),
             Plan::Judge(_) => {
-                let hold = Hold::Nothing;
-                self.consider(Ask { pending, facts, decision, hold, tries: 0, patience: PATIENCE, heard: false });
+                self.consider(Ask::new(pending, facts, decision));
             }
         }
     }
@@ -369,7 +304,7 @@ impl Guard {
     /// Answers, then logs, then remembers. `repaired`: whether a repair that was due could be made.
     pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
         let good = outcome.good(repaired == Some(true));
-        let asker = outcome.complaint.map(|_| asker_of(ask.pending.tid()));
+        let asker = outcome.complaint.map(|_| ask.asker());
         let (key, hold, facts) = (ask.key(), ask.hold, ask.facts);
         let (allowed, answered) = match outcome.verdict {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
@@ -491,16 +426,5 @@ impl Guard {
             inode: facts.inode,
             action,
         });
-    }
-}
-
-/// Who asks. Must be read before the answer: afterwards it may be gone.
-fn asker_of(tid: i32) -> Asker {
-    Asker {
-        pid: tid,
-        uid: task::credentials(tid).ok().map(|subject| subject.uid),
-        login_uid: task::login_uid(tid).ok().map(|uid| uid.map_or(u32::MAX, |uid| uid.0)),
-        session: task::session_id(tid).ok().map(|session| session.unwrap_or(u32::MAX)),
-        comm: task::comm(tid).unwrap_or_default(),
     }
 }

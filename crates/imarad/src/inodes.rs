@@ -20,7 +20,7 @@ use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
 use imara_linux::file::{FileFacts, Time};
 
-use crate::answer::Ask;
+use crate::ask::Ask;
 use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::look::{Label, Look, Sighting};
@@ -101,7 +101,7 @@ pub(crate) enum Task {
     /// Hashing, to answer this one.
     Judge(Box<Ask>),
     /// Writing the label in mode `fix`, to answer this one.
-    Repair(Box<crate::answer::Repair>),
+    Repair(Box<crate::ask::Repair>),
     /// Renewing the label after the last writer closed; the descriptor holds the lease unless the asker's does.
     Renew(Renewing),
     /// Reading the label of a file that somebody waits to write to, whose content we know.

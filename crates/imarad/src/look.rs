@@ -14,7 +14,7 @@ use imara_integrity::policy::Decision;
 use imara_linux::file::{self, FileFacts, Time};
 use imara_linux::xattr;
 
-use crate::answer::Ask;
+use crate::ask::Ask;
 use crate::serve::Guard;
 
 /// Files up to this size are hashed by the dispatcher, if they are in memory: handing them over would cost more.

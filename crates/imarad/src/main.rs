@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod ask;
 mod closer;
 mod config;
 mod control;

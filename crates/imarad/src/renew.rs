@@ -22,7 +22,7 @@ use imara_integrity::policy::Decision;
 use imara_linux::file;
 use imara_linux::lease::{self, Taken};
 
-use crate::answer::Repair;
+use crate::ask::Repair;
 use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::inodes::{Busy, Key, Known, Renewing, Task, Written};

@@ -16,7 +16,7 @@ use imara_linux::lease::{LeaseEvent, LeaseSignals};
 use imara_linux::mounts::MountWatch;
 use imara_linux::notify::{Notifier, State};
 
-use crate::answer::Ask;
+use crate::ask::Ask;
 use crate::closer::Closer;
 use crate::created::Created;
 use crate::failure::Failure;

@@ -6,8 +6,10 @@
 //! Source: `fcntl(2)`, 'Leases'; Linux `fs/locks.c`.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::{CallError, Target};
 use crate::sys;
@@ -79,6 +81,23 @@ pub fn release(file: BorrowedFd<'_>) -> Result<(), CallError> {
 pub fn still_held(file: BorrowedFd<'_>) -> Result<bool, CallError> {
     let kind = sys::get_lease(file).map_err(|error| CallError::new("fcntl(F_GETLEASE)", file, error))?;
     Ok(kind == libc::F_RDLCK)
+}
+
+/// Whether files of the file system of this directory give leases, tried on a nameless file; `None` if none can be made
+/// there (read-only, full, or without `O_TMPFILE`).
+#[must_use]
+pub fn are_given_in(directory: BorrowedFd<'_>) -> Option<bool> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let writable = rustix::fs::openat(directory, c".", flags, Mode::RUSR).ok()?;
+    let link = format!("/proc/self/fd/{}", writable.as_raw_fd());
+    let readable = rustix::fs::open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    drop(writable);
+    match take_briefly(readable.as_fd()) {
+        Ok(Taken::Held) => Some(true),
+        // Whoever forked just now may still have it open.
+        Ok(Taken::Writer) => None,
+        Err(_) => Some(false),
+    }
 }
 
 /// How long the kernel lets a writer wait for us before it takes the lease away; `/proc/sys/fs/lease-break-time`.

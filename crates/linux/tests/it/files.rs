@@ -13,7 +13,7 @@ use imara_linux::hash::{FileHasher, HashError};
 use imara_linux::mounts::{self, MountWatch};
 use imara_linux::testing::{FsKind, ScratchMount, on, on_each};
 use imara_linux::xattr::{self, Found, Refusal};
-use imara_linux::{file, limits};
+use imara_linux::{file, lease, limits};
 
 #[test]
 fn the_facts_are_those_of_the_standard_library() {
@@ -195,4 +195,17 @@ fn a_file_that_is_shorter_than_it_says_has_no_digest() {
     let result = FileHasher::default().hash(file.as_fd(), size, HashAlgorithm::Sha1, &AtomicU64::new(0));
     let Err(HashError::Short { read, expected, .. }) = result else { panic!("{result:?}") };
     assert!(read < expected, "{read} {expected}");
+}
+
+#[test]
+fn leases_are_given_by_file_systems_of_this_machine_and_not_known_where_nothing_can_be_made() {
+    on_each(|scratch| {
+        let open = || File::open(scratch.path()).unwrap();
+        // Whoever forks in this process just then has the file open too.
+        let given = (0..100).find_map(|_| lease::are_given_in(open().as_fd()));
+        assert_eq!(given, Some(true), "{:?}", scratch.kind());
+        scratch.remount("ro").unwrap();
+        assert_eq!(lease::are_given_in(open().as_fd()), None, "{:?}", scratch.kind());
+    });
+    assert_eq!(lease::are_given_in(File::open("/proc").unwrap().as_fd()), None);
 }

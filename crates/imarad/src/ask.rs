@@ -1,0 +1,97 @@
+//! A question that waits for its answer, and what is known of it meanwhile.
+
+use std::os::fd::BorrowedFd;
+
+use imara_integrity::audit::Asker;
+use imara_integrity::check::Outcome;
+use imara_integrity::policy::Decision;
+use imara_linux::fanotify::Pending;
+use imara_linux::file::FileFacts;
+use imara_linux::{lease, task};
+
+use crate::inodes::Key;
+use crate::look::Look;
+
+/// How often a question waits for the notice that its file is new.
+const PATIENCE: u8 = 50;
+
+/// A question that the policy wants judged.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) pending: Pending,
+    pub(crate) facts: FileFacts,
+    pub(crate) decision: Decision,
+    pub(crate) hold: Hold,
+    /// How often it was hashed in vain, because it changed.
+    pub(crate) tries: u8,
+    /// How often it may still be parked.
+    pub(crate) patience: u8,
+    /// Whether everything that was in the kernel's queue when it came has been heard.
+    pub(crate) heard: bool,
+}
+
+impl Ask {
+    pub(crate) const fn new(pending: Pending, facts: FileFacts, decision: Decision) -> Self {
+        Self { pending, facts, decision, hold: Hold::Nothing, tries: 0, patience: PATIENCE, heard: false }
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        Key::from(&self.facts)
+    }
+
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.pending.file()
+    }
+
+    /// Who asks. Must be read before the answer: afterwards he may be gone.
+    pub(crate) fn asker(&self) -> Asker {
+        let tid = self.pending.tid();
+        Asker {
+            pid: tid,
+            uid: task::credentials(tid).ok().map(|subject| subject.uid),
+            login_uid: task::login_uid(tid).ok().map(|uid| uid.map_or(u32::MAX, |uid| uid.0)),
+            session: task::session_id(tid).ok().map(|session| session.unwrap_or(u32::MAX)),
+            comm: task::comm(tid).unwrap_or_default(),
+        }
+    }
+
+    /// Gives the lease on its descriptor back, if there is one.
+    pub(crate) fn release(&mut self) {
+        if std::mem::replace(&mut self.hold, Hold::Nothing).is_lease() {
+            let _ = lease::release(self.file());
+        }
+    }
+}
+
+/// What we know of writers at the moment of judging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Not looked at yet.
+    Nothing,
+    /// The asker's own descriptor holds a read lease, and so does the one that is remembered.
+    Remembered,
+    /// The asker's own descriptor holds a read lease.
+    Lease,
+    /// No lease to be had: somebody, perhaps the asker, has the file open for writing.
+    Writer,
+    /// No lease to be had for another reason: nothing is known of writers.
+    Unleased,
+}
+
+impl Hold {
+    /// Whether the asker's own descriptor holds a lease.
+    pub(crate) const fn is_lease(self) -> bool {
+        match self {
+            Self::Remembered | Self::Lease => true,
+            Self::Nothing | Self::Writer | Self::Unleased => false,
+        }
+    }
+}
+
+/// An opener that waits for its file's label to be repaired.
+#[derive(Debug)]
+pub(crate) struct Repair {
+    pub(crate) ask: Ask,
+    pub(crate) outcome: Outcome,
+    pub(crate) look: Look,
+}
