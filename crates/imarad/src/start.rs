@@ -50,7 +50,7 @@ const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// `EXDEV`: the descriptor is inside a btrfs subvolume.
 const CROSS_DEVICE: i32 = 18;
 
-/// Where the locks of guarded file systems are, by device number.
+/// Where the locks of guarded file systems are, by device number and UUID.
 const LOCKS: &str = "/run/imara-guarded";
 
 /// A call that failed, and what helps; for `map_err`.
@@ -259,11 +259,18 @@ fn take_locks(run_dir: &Path, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<V
     let mut locks = vec![take_lock(&run_dir.join("lock"), "another guard is running")?];
     make_directory(Path::new(LOCKS))?;
     for (path, mount) in mounts {
-        let (major, minor) = mounts::mount_of_file(mount.as_fd())?.device;
+        let device = mounts::mount_of_file(mount.as_fd())?.device;
+        let uuid = mounts::filesystem_of(mount.as_fd())?.uuid;
         let taken = format!("{}: another guard is running for this file system", path.display());
-        locks.push(take_lock(&Path::new(LOCKS).join(format!("{major}:{minor}")), &taken)?);
+        locks.push(take_lock(&Path::new(LOCKS).join(lock_name(device, uuid)), &taken)?);
     }
     Ok(locks)
+}
+
+/// The UUID belongs to the name, because a device gets other file systems while the guard of one that was unmounted still
+/// runs.
+fn lock_name((major, minor): (u32, u32), uuid: [u8; 16]) -> String {
+    format!("{major}:{minor}-{:032x}", u128::from_be_bytes(uuid))
 }
 
 fn make_directory(path: &Path) -> anyhow::Result<()> {
