@@ -191,7 +191,10 @@ fn a_lock_that_cannot_be_had_is_told_for_what_it_is() {
         (daemon.run_dir(), "imarad: another guard is running: ".to_owned()),
         (
             fresh.path(),
-            format!("imarad: {}: another guard is running for this file system: ", scratch.path().display()),
+            format!(
+                "imarad: {}: this file system is guarded already, another guard is running: ",
+                scratch.path().display()
+            ),
         ),
     ] {
         let said = refused(run_dir, &[scratch.path()]);
@@ -243,8 +246,11 @@ impl Device {
         Self { path, point, _directory: directory }
     }
 
-    fn mount_new(&self) {
+    fn make(&self) {
         done("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &self.path]);
+    }
+
+    fn mount(&self) {
         done("mount", &[&self.path, &self.point]);
     }
 
@@ -262,17 +268,26 @@ impl Drop for Device {
 }
 
 #[test]
-fn the_guard_of_a_file_system_that_has_gone_keeps_nobody_from_guarding_the_next_one_on_its_device() {
+fn the_guard_of_a_file_system_that_has_gone_keeps_nobody_from_guarding_it_or_the_next_one_on_its_device() {
     let Some(_) = testing::root() else { return };
     let device = Device::new();
-    device.mount_new();
-    let first = Daemon::start("enforce", &[&device.point]);
-    device.umount();
-    first.says("has gone and is no longer guarded");
-    device.mount_new();
+    device.make();
+    device.mount();
     let bad = bad_file(&device.point);
+    let first = Daemon::start("enforce", &[&device.point]);
+    // The next guard waits for the first to notice.
+    device.umount();
+    device.mount();
     let second = Daemon::start("enforce", &[&device.point]);
-    assert!(is_refused(&bad));
-    second.stop();
-    first.stop();
+    assert!(is_refused(&bad), "the same one, mounted again");
+    device.umount();
+    second.says("has gone and is no longer guarded");
+    device.make();
+    device.mount();
+    bad_file(&device.point);
+    let third = Daemon::start("enforce", &[&device.point]);
+    assert!(is_refused(&bad), "another one");
+    for daemon in [third, second, first] {
+        daemon.stop();
+    }
 }
