@@ -150,6 +150,14 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_file_shows_the_defaults_except_for_the_mode() {
+        let packaged = Config::parse(include_str!("../../../packaging/imara.toml")).unwrap();
+        let default = Config::parse("mounts = [\"/srv\"]").unwrap();
+        let settings = Settings { mode: Mode::Log, ..default.settings };
+        assert_eq!(packaged, Config { settings, ..default });
+    }
+
+    #[test]
     fn every_key_is_taken() {
         let text = "mode = \"log\"\npolicy = \"/etc/ima/ima-policy\"\nmounts = [\"/\", \"/usr\"]\nhash = \"sha512\"\n\
                     run_dir = \"/run/x\"\nlog = \"journald\"\n";

@@ -10,6 +10,7 @@ use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
 use imara_integrity::policy::{Decision, Policy};
 use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::file::FileFacts;
+use imara_linux::lock::Lock;
 use imara_linux::open_call::OpenCall;
 use imara_linux::private_mount::PrivateMount;
 
@@ -30,6 +31,8 @@ pub(crate) struct Guarded {
     pub(crate) name: String,
     /// Its device, as in `/proc/self/mountinfo`. Files may show others: btrfs has one for each subvolume.
     device: (u32, u32),
+    /// Keeps other guards away from it for as long as its mark is there.
+    lock: Option<Lock>,
     /// Whether its mark is still there.
     pub(crate) marked: bool,
     /// A mount of our own, through which remembered files are held without keeping the public one busy.
@@ -59,11 +62,17 @@ impl FileSystems {
             facts: found,
             name,
             device: entry.device,
+            lock: None,
             marked: true,
             private: None,
             slow: None,
         });
         Ok(())
+    }
+
+    /// Takes over the lock of each, in their order.
+    pub(crate) fn keep(&mut self, locks: Vec<Lock>) {
+        self.guarded.iter_mut().zip(locks).for_each(|(guarded, lock)| guarded.lock = Some(lock));
     }
 
     pub(crate) fn all(&self) -> &[Guarded] {
@@ -168,6 +177,7 @@ impl FileSystems {
         let gone = self.guarded.iter_mut().enumerate().filter(|(_, fs)| gone(fs));
         gone.map(|(index, fs)| {
             fs.marked = false;
+            fs.lock = None;
             (fs.path.clone(), of(index).collect())
         })
         .collect()

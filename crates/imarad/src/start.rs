@@ -55,6 +55,9 @@ const CROSS_DEVICE: i32 = 18;
 /// Where the locks of guarded file systems are, by device number.
 const LOCKS: &str = "/run/imara-guarded";
 
+/// After this a guard has noticed that a file system has gone: it looks once a second.
+const NOTICED: Duration = Duration::from_secs(2);
+
 /// A call that failed, and what helps; for `map_err`.
 pub(crate) fn refused<E: Display>(what: impl Display, fix: &str) -> impl FnOnce(E) -> anyhow::Error {
     move |error| anyhow!("{what}: {error} (fix: {fix})")
@@ -65,15 +68,18 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     limits::never_dump_core()?;
     let begun = Begun::new(&config)?;
     let mounts = open_mounts(&config.mounts)?;
-    let locks = take_locks(&config.run_dir, &mounts)?;
-    let guard = guard(&config, begun, &mounts)?;
+    make_directory(&config.run_dir)?;
+    let lock = take_lock(&config.run_dir.join("lock"), "another guard is running")?;
+    let locks = lock_filesystems(&mounts)?;
+    let mut guard = guard(&config, begun, &mounts)?;
+    guard.filesystems.keep(locks);
     mark(&guard, &mounts)?;
     // The descriptors of the mount points would keep them from being unmounted.
     drop(mounts);
     announce(&guard);
     let _ = guard.notifier.send(State::Ready);
     let result = guard.serve();
-    drop(locks);
+    drop(lock);
     result
 }
 
@@ -265,17 +271,30 @@ fn no_mount_point(point: &Path) -> String {
     format!("no mount point; only whole file systems are guarded, and {fix}")
 }
 
-/// One guard a run directory, and one a file system, whatever its run directory: two would renew the same labels.
-fn take_locks(run_dir: &Path, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Vec<Lock>> {
-    make_directory(run_dir)?;
-    let mut locks = vec![take_lock(&run_dir.join("lock"), "another guard is running")?];
+/// One guard a file system, whatever its run directory: two would renew the same labels.
+fn lock_filesystems(mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Vec<Lock>> {
+    let mut locks = Vec::new();
     make_directory(Path::new(LOCKS))?;
     for (path, mount) in mounts {
         let (major, minor) = mounts::mount_of_file(mount.as_fd())?.device;
-        let taken = format!("{}: another guard is running for this file system", path.display());
-        locks.push(take_lock(&Path::new(LOCKS).join(format!("{major}:{minor}")), &taken)?);
+        let lock = Path::new(LOCKS).join(format!("{major}:{minor}"));
+        let taken = format!("{}: this file system is guarded already, another guard is running", path.display());
+        locks.push(patiently(|| take_lock(&lock, &taken))?);
     }
     Ok(locks)
+}
+
+/// Tries again for as long as another guard may take to notice that what it guards has gone: when a file system is
+/// unmounted, the next one may get its device number at once.
+fn patiently<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let end = Instant::now() + NOTICED;
+    loop {
+        let result = attempt();
+        if result.is_ok() || Instant::now() > end {
+            return result;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn make_directory(path: &Path) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use imara_integrity::digest::Digest;
@@ -11,7 +11,7 @@ use imara_linux::testing::{self, FsKind, ScratchMount};
 use crate::daemon::{self, Daemon, EVERYTHING_OF_ROOT, Log, PATIENCE, RunDir, complaints, eventually};
 use crate::files::{self, REFUSED, label_of, read_label};
 
-fn bad_file(directory: &Path) -> std::path::PathBuf {
+fn bad_file(directory: &Path) -> PathBuf {
     let bad = directory.join("bad");
     files::make(&bad, b"content");
     files::change_last_byte(&bad).unwrap();
@@ -191,7 +191,10 @@ fn a_lock_that_cannot_be_had_is_told_for_what_it_is() {
         (daemon.run_dir(), "imarad: another guard is running: ".to_owned()),
         (
             fresh.path(),
-            format!("imarad: {}: another guard is running for this file system: ", scratch.path().display()),
+            format!(
+                "imarad: {}: this file system is guarded already, another guard is running: ",
+                scratch.path().display()
+            ),
         ),
     ] {
         let said = refused(run_dir, &[scratch.path()]);
@@ -216,5 +219,75 @@ fn a_policy_under_which_nothing_is_guarded_is_told_with_the_announcement_and_in_
         for told in [&said, &logged] {
             assert_eq!(told.contains("nothing is guarded by this policy"), nothing, "{told}");
         }
+    }
+}
+
+/// Runs a program that must succeed; what it printed.
+fn done(program: &str, words: &[&Path]) -> String {
+    let output = Command::new(program).args(words).output().unwrap();
+    assert!(output.status.success(), "{program} {words:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+/// A loop device, and where to mount it; both free when dropped.
+struct Device {
+    path: PathBuf,
+    point: PathBuf,
+    _directory: RunDir,
+}
+
+impl Device {
+    fn new() -> Self {
+        let directory = RunDir::new();
+        let (image, point) = (directory.path().join("image"), directory.path().join("mount"));
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        fs::create_dir(&point).unwrap();
+        let path = done("losetup", &["--find".as_ref(), "--show".as_ref(), &image]).into();
+        Self { path, point, _directory: directory }
+    }
+
+    fn make(&self) {
+        done("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &self.path]);
+    }
+
+    fn mount(&self) {
+        done("mount", &[&self.path, &self.point]);
+    }
+
+    fn umount(&self) {
+        let done = eventually(|| Command::new("umount").arg(&self.point).status().unwrap().success().then_some(()));
+        assert!(done.is_some(), "{}", self.point.display());
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-lq").arg(&self.point).status());
+        drop(Command::new("losetup").arg("--detach").arg(&self.path).status());
+    }
+}
+
+#[test]
+fn the_guard_of_a_file_system_that_has_gone_keeps_nobody_from_guarding_it_or_the_next_one_on_its_device() {
+    let Some(_) = testing::root() else { return };
+    let device = Device::new();
+    device.make();
+    device.mount();
+    let bad = bad_file(&device.point);
+    let first = Daemon::start("enforce", &[&device.point]);
+    // The next guard waits for the first to notice.
+    device.umount();
+    device.mount();
+    let second = Daemon::start("enforce", &[&device.point]);
+    assert!(is_refused(&bad), "the same one, mounted again");
+    device.umount();
+    second.says("has gone and is no longer guarded");
+    device.make();
+    device.mount();
+    bad_file(&device.point);
+    let third = Daemon::start("enforce", &[&device.point]);
+    assert!(is_refused(&bad), "another one");
+    for daemon in [third, second, first] {
+        daemon.stop();
     }
 }
