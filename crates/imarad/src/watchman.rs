@@ -17,8 +17,9 @@ use crate::log::{Level, Log};
 /// How often the dispatcher's heart is listened to.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How many looks in a row may hear nothing. It beats at least once a second.
-const SILENT_LOOKS: u32 = 30;
+/// How many looks in a row may hear nothing. It beats at least once a second. Less than systemd's watchdog waits, which
+/// would kill us: a thread that hangs in the kernel would then keep the group open.
+const SILENT_LOOKS: u32 = 8;
 
 /// How long the dispatcher may take to end. It waits up to three seconds for labels that are being renewed.
 const LAST_WORDS: Duration = Duration::from_secs(5);
