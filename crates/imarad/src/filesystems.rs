@@ -6,16 +6,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
 use imara_integrity::policy::{Decision, Policy};
 use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::file::FileFacts;
+use imara_linux::lease;
 use imara_linux::lock::Lock;
 use imara_linux::open_call::OpenCall;
 use imara_linux::private_mount::PrivateMount;
 
 /// File systems whose labels and contents, once in memory, are read without asking anybody: not a server, nor a program.
 const SELF_CONTAINED: [&str; 7] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs"];
+
+/// File systems whose files others can change without this kernel hearing of it: another machine, or a program.
+const CHANGED_ELSEWHERE: [&str; 15] = [
+    "9p", "afs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "orangefs",
+    "smb3", "virtiofs",
+];
 
 /// For how long a file system that was slow is left to the workers.
 const RECOVERY: Duration = Duration::from_secs(10);
@@ -53,6 +61,9 @@ impl FileSystems {
     pub(crate) fn add(&mut self, path: &Path, mount: &OwnedFd) -> anyhow::Result<()> {
         let facts = imara_linux::file::facts(mount.as_fd())?;
         let found = imara_linux::mounts::filesystem_of(mount.as_fd())?;
+        if let Some(why) = unfit(&found.name, lease::are_given_in(mount.as_fd())) {
+            bail!("{}: {} cannot be guarded: {why} (fix: guard ext4, xfs, btrfs or tmpfs)", path.display(), found.name);
+        }
         let entry = imara_linux::mounts::mount_of_file(mount.as_fd())?;
         let name = device_of(Path::new(&entry.source)).unwrap_or_else(|| found.name.clone());
         self.devices.insert(facts.device, self.guarded.len());
@@ -184,6 +195,14 @@ impl FileSystems {
     }
 }
 
+/// Why a file system cannot be guarded, if so. `leases`: whether its files give them, where that could be tried.
+fn unfit(name: &str, leases: Option<bool>) -> Option<&'static str> {
+    if CHANGED_ELSEWHERE.contains(&name) {
+        return Some("its files can be changed from elsewhere without this kernel hearing of it");
+    }
+    (leases == Some(false)).then_some("its files give no leases, so nobody tells when they change")
+}
+
 /// The kernel's name of a block device: `dm-0`, not `mapper/root`.
 fn device_of(source: &Path) -> Option<String> {
     if !source.starts_with("/dev") {
@@ -213,4 +232,22 @@ pub(crate) fn masks(call: OpenCall) -> Option<&'static [Mask]> {
         (true, true, false) => &[READ_WRITE],
         (true, true, true) => &[READ_WRITE_APPEND],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_unheard_is_not_guarded() {
+        for (name, leases, fit) in [
+            ("ext4", Some(true), true),
+            ("xfs", None, true),
+            ("tmpfs", Some(false), false),
+            ("nfs4", Some(true), false),
+            ("fuse", None, false),
+        ] {
+            assert_eq!(unfit(name, leases).is_none(), fit, "{name} {leases:?}");
+        }
+    }
 }
