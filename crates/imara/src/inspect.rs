@@ -104,13 +104,7 @@ struct Answer {
 }
 
 fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspection> {
-    let target = target(path)?;
-    let mut opened = leases
-        .open_path(target.as_deref().unwrap_or(path))
-        .map_err(|error| anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
-    if !opened.facts.is_regular() {
-        bail!("{}: not a regular file (fix: name one, nothing else has labels)", shown(path));
-    }
+    let (target, mut opened) = open(path, leases)?;
     let fs = FileSystems::default()
         .of(opened.facts.device, opened.file())
         .map_err(|error| anyhow!("{}: {}", shown(path), why::no_file_system(&error)))?;
@@ -153,6 +147,18 @@ fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspect
         read,
         exec,
     })
+}
+
+/// Opens the file that is named, or that the symbolic link that is named leads to.
+fn open(path: &Path, leases: Leases) -> anyhow::Result<(Option<PathBuf>, Opened)> {
+    let target = target(path)?;
+    let opened = leases
+        .open_path(target.as_deref().unwrap_or(path))
+        .map_err(|error| anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
+    if !opened.facts.is_regular() {
+        bail!("{}: not a regular file (fix: name one, nothing else has labels)", shown(path));
+    }
+    Ok((target, opened))
 }
 
 /// What a symbolic link leads to in the end; absent if `path` is none.
