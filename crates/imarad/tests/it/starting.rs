@@ -1,12 +1,14 @@
 //! How a guard is started: policy, algorithm, configuration file, and what it is connected to.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use imara_integrity::digest::Digest;
 use imara_linux::testing::{self, FsKind, ScratchMount};
+use rustix::fs::OFlags;
 
 use crate::daemon::{self, Daemon, EVERYTHING_OF_ROOT, Log, PATIENCE, RunDir, complaints, eventually};
 use crate::files::{self, REFUSED, label_of, read_label};
@@ -257,6 +259,11 @@ impl Device {
     fn umount(&self) {
         let done = eventually(|| Command::new("umount").arg(&self.point).status().unwrap().success().then_some(()));
         assert!(done.is_some(), "{}", self.point.display());
+        // The file system itself ends with the last descriptor in it, a moment later. If it were mounted before, it would
+        // be the same one, with all its marks.
+        let exclusive =
+            || OpenOptions::new().read(true).custom_flags(OFlags::EXCL.bits().cast_signed()).open(&self.path);
+        assert!(eventually(|| exclusive().ok()).is_some(), "{}", self.path.display());
     }
 }
 
