@@ -163,39 +163,20 @@ impl Ear<'_> {
     }
 }
 
-/// What a row was here: result, causes, label.
-fn replayed(play: &mut Play, row: &Row, ear: &mut Ear<'_>) -> (String, String, String) {
-    let (mut result, touched) = play.step(&row.action);
-    let mut causes = ear.causes();
-    if result == "EPERM" && !causes.is_empty() {
-        result = "EACCES".to_owned();
-    }
-    // The kernel's hooks ask more often than a program is opened.
-    if matches!(row.action[0], "exec" | "mapexec") {
-        let mut seen: Vec<String> = Vec::new();
-        causes.retain(|cause| {
-            !seen.contains(cause) && {
-                seen.push(cause.clone());
-                true
-            }
-        });
-    }
-    let causes = if causes.is_empty() { "-".to_owned() } else { causes.join(" ") };
-    let label = touched.map_or_else(|| "-".to_owned(), |path| shown_label(&path));
-    (result, causes, label)
-}
-
-fn expected_causes(row: &Row) -> String {
-    if !matches!(row.action[0], "exec" | "mapexec") {
-        return row.cause.to_owned();
-    }
-    let mut once: Vec<&str> = Vec::new();
-    for cause in row.cause.split(' ') {
-        if !once.contains(&cause) {
-            once.push(cause);
+/// Causes as they are compared: the kernel's hooks ask more often than a program is opened, so there each counts once.
+fn causes_of<'c>(row: &Row, causes: impl Iterator<Item = &'c str>) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    for cause in causes {
+        if !kept.contains(&cause) || !matches!(row.action[0], "exec" | "mapexec") {
+            kept.push(cause);
         }
     }
-    once.join(" ")
+    if kept.is_empty() { "-".to_owned() } else { kept.join(" ") }
+}
+
+/// The label that a row shows.
+fn label_of(play: &Play, row: &Row) -> String {
+    play.touched(&row.action).map_or_else(|| "-".to_owned(), |path| shown_label(&path))
 }
 
 /// The first step that went otherwise, and how.
@@ -211,12 +192,18 @@ fn first_difference(
             ear.daemon.ask(r#"{"command":"release"}"#);
             continue;
         }
-        let (result, causes, mut label) = replayed(play, row, ear);
-        let expected = (row.result.to_owned(), expected_causes(row), row.label.to_owned());
+        let mut result = play.step(&row.action);
+        let causes = ear.causes();
+        if result == "EPERM" && !causes.is_empty() {
+            result = "EACCES".to_owned();
+        }
+        let causes = causes_of(row, causes.iter().map(String::as_str));
+        let expected = (row.result.to_owned(), causes_of(row, row.cause.split(' ')), row.label.to_owned());
+        let mut label = label_of(play, row);
         if known != Some(row.step) || (&result, &causes) == (&expected.0, &expected.1) {
             // The kernel has renewed a label when close(2) returns; we do that a moment later.
             eventually(|| {
-                label = play.touched(&row.action).map_or_else(|| "-".to_owned(), |path| shown_label(&path));
+                label = label_of(play, row);
                 ((label == row.label) != (known == Some(row.step))).then_some(())
             });
         }

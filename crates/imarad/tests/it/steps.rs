@@ -52,17 +52,16 @@ impl Play {
         Self { root: root.to_owned(), scenario: scenario.to_owned(), directory, descriptors, names, mapping: None }
     }
 
-    /// Does a step: its result as the tables show it, and the file whose label they show.
-    pub(crate) fn step(&mut self, words: &[&str]) -> (String, Option<PathBuf>) {
+    /// Does a step: its result as the tables show it.
+    pub(crate) fn step(&mut self, words: &[&str]) -> String {
         if self.cannot(words) {
-            return ("skipped".to_owned(), self.touched(words));
+            return "skipped".to_owned();
         }
-        let result = match self.perform(words) {
+        match self.perform(words) {
             Ok(Given::Nothing) => "ok".to_owned(),
             Ok(Given::Text(text)) => text,
             Err(error) => name_of(&error),
-        };
-        (result, self.touched(words))
+        }
     }
 
     /// The file whose label is shown after a step.
