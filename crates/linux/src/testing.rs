@@ -231,7 +231,7 @@ impl Drop for ScratchMount {
 }
 
 /// How long a test of [`on`] may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Runs `test` on a fresh file system of each kind, as root, under a watchdog; skipped if we are not root.
 ///

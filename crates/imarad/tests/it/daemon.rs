@@ -14,10 +14,10 @@ use imara_linux::control::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// After this many seconds a daemon is killed, whatever it does.
-const LIMIT: u32 = 150;
+const LIMIT: u32 = 400;
 
-/// How long anything is waited for that should come at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything is waited for that should come at once, however busy the machine is with other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// All files of root, on every file system.
 pub(crate) const EVERYTHING_OF_ROOT: &str = "appraise fowner=0\n";
@@ -187,6 +187,19 @@ impl Daemon {
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Does something while it stands still, so that it can have no part in that.
+    pub(crate) fn stopped<T>(&self, something: impl FnOnce() -> T) -> T {
+        self.signal(Signal::STOP);
+        let stands = eventually(|| {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
+            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T ")).then_some(())
+        });
+        let done = something();
+        self.signal(Signal::CONT);
+        assert!(stands.is_some());
+        done
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

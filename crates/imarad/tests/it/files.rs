@@ -143,6 +143,16 @@ impl Mapping {
         Ok(Self { start, length })
     }
 
+    /// Stores bytes at the beginning of the file.
+    pub(crate) fn store(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.length);
+        let start: *mut u8 = self.start.cast();
+        for (place, byte) in bytes.iter().enumerate() {
+            // SAFETY: the byte is inside the mapping, which lives as long as `self` and is not seen as a reference.
+            unsafe { start.add(place).write_volatile(*byte) };
+        }
+    }
+
     /// Changes the last byte of the file.
     pub(crate) fn change_last_byte(&mut self) {
         let bytes: *mut u8 = self.start.cast();
@@ -159,6 +169,18 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this is the mapping that `new` made; nobody has a reference into it.
         let _ = unsafe { rustix::mm::munmap(self.start, self.length) };
+    }
+}
+
+/// Opens a file for reading and maps a page of it so that it could be executed.
+#[allow(unsafe_code, reason = "see above")]
+pub(crate) fn map_executable(path: &Path) -> io::Result<()> {
+    let (file, length) = (File::open(path)?, 4096);
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE);
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists, and nobody looks into it.
+    unsafe {
+        let start = rustix::mm::mmap(std::ptr::null_mut(), length, protection, flags, &file, 0)?;
+        Ok(rustix::mm::munmap(start, length)?)
     }
 }
 

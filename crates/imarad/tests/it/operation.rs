@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -138,17 +137,20 @@ fn umount(path: &Path) -> bool {
     Command::new("umount").arg(path).output().unwrap().status.success()
 }
 
-/// Tries for a moment that is much shorter than the time after which a guard gives back what nobody asks for: the
-/// children that other tests fork have our files open until they execute something.
-fn umount_at_once(path: &Path) -> bool {
-    let end = Instant::now() + Duration::from_secs(3);
-    loop {
-        let done = umount(path);
-        if done || Instant::now() > end {
-            return done;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
+/// Whether a file system can be unmounted while the guard stands still and gives nothing back.
+///
+/// This is tried more than once: the children that other tests fork have our files open until they execute something,
+/// and the guard moves what it remembers to a mount of its own when it finds the time. `again` is done before each try.
+fn umount_at_once(daemon: &Daemon, path: &Path, mut again: impl FnMut()) -> bool {
+    let unmounted = eventually(|| {
+        again();
+        daemon.stopped(|| umount(path)).then_some(())
+    });
+    unmounted.is_some()
+}
+
+fn remembered(daemon: &Daemon) -> u64 {
+    daemon.status()["remembered"]["known"].as_u64().unwrap()
 }
 
 #[test]
@@ -160,11 +162,15 @@ fn a_guarded_file_system_can_be_unmounted_at_once_and_the_others_stay_guarded() 
     for (good, _) in &goods {
         files::read(good).unwrap();
     }
-    assert!(umount_at_once(first.path()), "what is remembered keeps nothing busy");
+    // Read just before, so it is remembered.
+    let unmounted = umount_at_once(&daemon, first.path(), || drop(files::read(&goods[0].0).unwrap()));
+    assert!(unmounted, "what is remembered keeps nothing busy");
     daemon.says(&format!("{} has gone and is no longer guarded", first.path().display()));
     files::read(&goods[1].0).unwrap();
+    assert!(remembered(&daemon) > 0);
     assert_eq!(daemon.ask(r#"{"command":"release"}"#)["ok"], true);
-    assert!(umount_at_once(second.path()));
+    assert_eq!(remembered(&daemon), 0);
+    assert!(umount_at_once(&daemon, second.path(), || ()));
     daemon.says(&format!("{} has gone and is no longer guarded", second.path().display()));
     let guarded: Vec<_> = daemon.status()["mounts"].as_array().unwrap().iter().map(|m| m["guarded"].clone()).collect();
     assert_eq!(guarded, [false, false, true]);
@@ -179,10 +185,12 @@ fn a_guarded_file_system_can_be_unmounted_after_release_although_a_label_was_bei
     let scratch = ext4();
     let path = scratch.path().join("large");
     let daemon = Daemon::start("enforce", &[scratch.path()]);
-    File::create(&path).unwrap().set_len(64 << 20).unwrap();
+    // Long enough to be seen.
+    File::create(&path).unwrap().set_len(2 << 30).unwrap();
     eventually(|| (daemon.status()["remembered"]["busy"] == 1).then_some(())).unwrap();
     daemon.ask(r#"{"command":"release"}"#);
-    assert!(umount_at_once(scratch.path()), "release has given everything back");
+    eventually(|| (daemon.status()["remembered"]["busy"] == 0).then_some(())).unwrap();
+    assert!(umount_at_once(&daemon, scratch.path(), || ()), "release has given everything back");
     daemon.stop();
 }
 
@@ -194,10 +202,7 @@ fn a_file_system_that_is_mounted_anew_while_nobody_looks_is_not_called_guarded()
     let daemon = Daemon::start("enforce", &[scratch.path()]);
     assert_eq!(error_of(files::read(&bad)), REFUSED);
     daemon.ask(r#"{"command":"release"}"#);
-    daemon.signal(Signal::STOP);
-    let cycled = eventually(|| scratch.cycle().ok());
-    daemon.signal(Signal::CONT);
-    cycled.unwrap();
+    daemon.stopped(|| eventually(|| scratch.cycle().ok())).unwrap();
     let guarded = error_of(files::read(&bad)) == REFUSED;
     assert_eq!(daemon.status()["mounts"][0]["guarded"], guarded, "what it says is what it does");
     daemon.stop();

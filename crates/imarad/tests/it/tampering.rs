@@ -2,12 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
 
-use crate::daemon::{Daemon, complaints};
+use crate::daemon::{Daemon, complaints, eventually};
 use crate::files::{self, REFUSED, label_becomes, label_of, read_label, set_label, strip_label};
 use crate::image::Image;
 
@@ -197,8 +198,9 @@ fn a_hard_link_does_not_make_a_file_new_that_is_older_than_the_guard() {
         let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
         let (old, link) = (scratch.path().join("old"), scratch.path().join("link"));
         File::create(&old).unwrap();
-        // Births are told by a clock of some milliseconds: older means older by more than one of its ticks.
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        // Births are told by a clock that ticks every few milliseconds: within one tick nobody is older than another.
+        let born = imara_linux::file::facts(File::open(&old).unwrap().as_fd()).unwrap().born.unwrap();
+        eventually(|| (imara_linux::file::clock() > born).then_some(())).unwrap();
         let daemon = Daemon::start("enforce", &[scratch.path()]);
         fs::hard_link(&old, &link).unwrap();
         refused(&link);

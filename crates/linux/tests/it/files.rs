@@ -119,7 +119,7 @@ fn a_mount_is_found_by_path_and_its_end_is_noticed() {
     epoll.add(&watch, 1, Interest::Changed).unwrap();
     let mut ready = Ready::default();
     let scratch = ScratchMount::new(FsKind::Tmpfs, 0).unwrap();
-    assert_eq!(epoll.wait(&mut ready, Some(Duration::from_secs(5))).unwrap().collect::<Vec<_>>(), [1]);
+    assert_eq!(epoll.wait(&mut ready, Some(Duration::from_secs(60))).unwrap().collect::<Vec<_>>(), [1]);
     let mount = mounts::mount_of(scratch.path()).unwrap();
     assert_eq!((mount.point.as_path(), mount.name.as_str(), mount.read_only), (scratch.path(), "tmpfs", false));
     assert!(watch.mounts().unwrap().contains(&mount));
