@@ -9,6 +9,8 @@ use anyhow::{Context as _, anyhow, bail};
 use imara_integrity::check::Mode;
 use imara_integrity::digest::HashAlgorithm;
 
+use imara_linux::mount_point;
+
 use crate::Ended;
 use crate::client::RunDir;
 use crate::rules::{self, Rules};
@@ -48,7 +50,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     Rules::load(&arguments.policy)?;
     for mount in &arguments.mounts {
-        check_mount(mount)?;
+        // Before the daemon is looked for: what was asked for is wrong, and not the installation.
+        drop(mount_point::open(mount)?);
     }
     let daemon = find()?;
     // Joined, because a value may begin with a dash.
@@ -65,36 +68,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         .args(&arguments.mounts)
         .exec();
     bail!("cannot run {}: {error} (fix: install it anew, executable, in the version of this program)", shown(&daemon))
-}
-
-fn check_mount(path: &Path) -> anyhow::Result<()> {
-    let facts = std::fs::metadata(path)
-        .map_err(|error| anyhow!("{}: {error} (fix: name a mount point that exists)", shown(path)))?;
-    if !facts.is_dir() {
-        bail!("{}: not a directory (fix: name the mount point of a file system)", shown(path));
-    }
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if let Ok(mount) = imara_linux::mounts::mount_of(&path)
-        && mount.point != path
-    {
-        bail!("{}: {}", shown(&path), no_mount_point(&mount.point));
-    }
-    Ok(())
-}
-
-/// As the daemon says it. Nobody shall be led to guard `/` by a hint.
-fn no_mount_point(point: &Path) -> String {
-    let fix = if point == Path::new("/") {
-        "this directory is part of / itself (fix: mount a file system of its own here first, or name another mount point)"
-            .to_owned()
-    } else {
-        let point = shown(point);
-        format!(
-            "this directory is part of the one on {point} (fix: mount what belongs here first, or name {point} if all of \
-             that shall be guarded)"
-        )
-    };
-    format!("no mount point; only whole file systems are guarded, and {fix}")
 }
 
 /// The daemon: beside this program, else on the search path, else where packages put it.

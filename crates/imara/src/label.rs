@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use imara_integrity::appraise::LabelRead;
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::event::{Gid, Uid};
-use imara_integrity::label::{ImaLabel, can_be_read_back, encode_digest};
+use imara_integrity::label::{ImaLabel, encode_digest, fit_for_labels};
 use imara_integrity::policy::RuleId;
 use imara_linux::dir::Kind;
 use imara_linux::hash::FileHasher;
@@ -71,9 +71,7 @@ pub(crate) struct Arguments {
 
 /// Labels files.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
-    if !can_be_read_back(arguments.hash) {
-        anyhow::bail!("--hash {}: such labels could not be told from md5 labels (fix: use sha256)", arguments.hash);
-    }
+    fit_for_labels(arguments.hash)?;
     let labelling = Labelling {
         rules: Rules::load(&arguments.policy)?,
         leases: Leases::new()?,

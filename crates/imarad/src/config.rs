@@ -18,7 +18,7 @@ use crate::start::refused;
 pub(crate) const RUN_DIR: &str = "/run/imara";
 
 /// The policy unless told otherwise: appraise all files owned by root.
-pub(crate) const POLICY: &str = "builtin:appraise_tcb";
+pub(crate) const POLICY: &str = imara_integrity::policy::DEFAULT_SOURCE;
 
 /// Everything the guard needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,9 +94,7 @@ fn sink<'de, D: Deserializer<'de>>(value: D) -> Result<Sink, D::Error> {
 }
 
 fn check_hash(hash: HashAlgorithm) -> anyhow::Result<()> {
-    if !label::can_be_read_back(hash) {
-        bail!("{hash} cannot be used for labels: they could not be told from md5 labels (fix: use sha256)");
-    }
+    label::fit_for_labels(hash)?;
     Ok(())
 }
 
@@ -222,7 +220,7 @@ mod tests {
                     8,
                     "hash = \"md4\"",
                     5,
-                    "md4 cannot be used for labels: they could not be told from md5 labels (fix: use sha256)",
+                    "hash algorithm md4 cannot be used for labels: they could not be told from md5 labels (fix: use sha256)",
                 ),
             ),
             (

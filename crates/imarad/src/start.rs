@@ -24,7 +24,7 @@ use imara_linux::lock::{Lock, LockError};
 use imara_linux::mounts::{self, MountWatch};
 use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{self, Hangup, Signals};
-use imara_linux::{limits, task};
+use imara_linux::{limits, mount_point, task};
 
 use crate::closer::Closer;
 use crate::config::Config;
@@ -230,19 +230,7 @@ fn open_mounts(paths: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {
     let mut devices: HashMap<(u32, u32), &Path> = HashMap::new();
     for path in paths {
         let shown = path.display();
-        let directory = File::open(path).map_err(refused(
-            format!("{shown}: cannot be opened"),
-            "run as root, and name a mount point that exists",
-        ))?;
-        let mount = OwnedFd::from(directory);
-        if !imara_linux::file::facts(mount.as_fd())?.is_directory() {
-            bail!("{shown}: not a directory (fix: name the mount point of a file system)");
-        }
-        let found = mounts::mount_of_file(mount.as_fd())
-            .map_err(refused(format!("{shown}: cannot tell what is mounted here"), "see that /proc is mounted"))?;
-        if path.canonicalize()? != found.point {
-            bail!("{shown}: {}", no_mount_point(&found.point));
-        }
+        let (mount, found) = mount_point::open(path)?;
         if let Some(before) = devices.insert(found.device, path) {
             let (major, minor) = found.device;
             bail!(
@@ -254,21 +242,6 @@ fn open_mounts(paths: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {
         mounts.push((found.point, mount));
     }
     Ok(mounts)
-}
-
-/// Nobody shall be led to guard `/` by a hint.
-fn no_mount_point(point: &Path) -> String {
-    let fix = if point == Path::new("/") {
-        "this directory is part of / itself (fix: mount a file system of its own here first, or name another mount point)"
-            .to_owned()
-    } else {
-        let point = point.display();
-        format!(
-            "this directory is part of the one on {point} (fix: mount what belongs here first, or name {point} if all of \
-             that shall be guarded)"
-        )
-    };
-    format!("no mount point; only whole file systems are guarded, and {fix}")
 }
 
 /// One guard a file system, whatever its run directory: two would renew the same labels.
@@ -387,19 +360,5 @@ mod tests {
             let policy = Policy::parse(text.as_bytes(), &Options::default()).unwrap();
             assert_eq!(guards_nothing(&policy), expected, "{text:?}");
         }
-    }
-
-    #[test]
-    fn the_root_of_all_is_never_suggested() {
-        assert_eq!(
-            no_mount_point(Path::new("/")),
-            "no mount point; only whole file systems are guarded, and this directory is part of / itself (fix: mount a \
-             file system of its own here first, or name another mount point)"
-        );
-        assert_eq!(
-            no_mount_point(Path::new("/srv")),
-            "no mount point; only whole file systems are guarded, and this directory is part of the one on /srv (fix: \
-             mount what belongs here first, or name /srv if all of that shall be guarded)"
-        );
     }
 }

@@ -208,7 +208,7 @@ pub fn fit_for_labels(algorithm: HashAlgorithm) -> Result<HashAlgorithm, UnfitFo
 
 /// Whether a label with a digest of this algorithm is read back as one: md4 is not, see [`encode_digest`].
 #[must_use]
-pub fn can_be_read_back(algorithm: HashAlgorithm) -> bool {
+pub(crate) fn can_be_read_back(algorithm: HashAlgorithm) -> bool {
     algorithm != HashAlgorithm::Md4
 }
 
