@@ -114,6 +114,6 @@ pub(crate) fn denied(cause: Cause, label: LabelRead<'_>, digest: &Digest) -> Str
         }
         Cause::NoVerityDigest => "the rule asks for an fs-verity digest and the file has none".into(),
         Cause::NoXattrSupport => NO_LABELS.into(),
-        Cause::Unknown | Cause::Unjudged => "the label could not be judged".into(),
+        Cause::Unknown | Cause::Failed | Cause::Unjudged => "the label could not be judged".into(),
     }
 }

@@ -9,8 +9,8 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use imara_integrity::appraise::{FileState, Status};
-use imara_integrity::audit::{Action, Asker};
+use imara_integrity::appraise::{Cause, FileState, Status};
+use imara_integrity::audit::{Action, Asker, Operation};
 use imara_integrity::check::{self, Complaint, Outcome, Pass, Plan, Verdict};
 use imara_integrity::collect::Collect;
 use imara_integrity::digest::Digest;
@@ -54,12 +54,16 @@ impl Guard {
         if !facts.is_regular() {
             return self.let_pass(pending, Pass::not_a_regular_file());
         }
-        let decision = self.decide(&pending, &facts);
+        let decision = match self.decide(&pending, &facts) {
+            Ok(decision) => decision,
+            Err(why) => {
+                let ask = Ask::new(pending, facts, Decision::default());
+                return self.fail(ask, Failure::AskerUnreadable, &why);
+            }
+        };
         match check::plan(&decision, self.settings) {
             Plan::Allow(pass) => self.let_pass(pending, pass),
-            Plan::Judge(_) => {
-                self.consider(Ask::new(pending, facts, decision));
-            }
+            Plan::Judge(_) => self.consider(Ask::new(pending, facts, decision)),
         }
     }
 
@@ -68,8 +72,12 @@ impl Guard {
     /// Who asks is read only if a rule wants to know. How the file is opened is known to fanotify only as far as
     /// 'executed or not'; if a rule wants to know more, the system call itself is looked at, and if that does not tell,
     /// the strictest answer over all ways of opening is taken.
-    fn decide(&mut self, pending: &Pending, facts: &FileFacts) -> Decision {
-        let subject = if self.policy.depends_on_subject() { task::credentials(pending.tid()).ok() } else { None };
+    fn decide(&mut self, pending: &Pending, facts: &FileFacts) -> Result<Decision, String> {
+        let subject = if self.policy.depends_on_subject() {
+            Some(task::credentials(pending.tid()).map_err(|error| error.to_string())?)
+        } else {
+            None
+        };
         let hook = if pending.exec() { Hook::BprmCheck } else { Hook::FileCheck };
         let masks: &[Mask] = if pending.exec() {
             &[Mask::EXEC]
@@ -78,7 +86,7 @@ impl Guard {
         } else {
             &[Mask::READ]
         };
-        self.filesystems.decide(&self.policy, hook, masks, subject, facts)
+        Ok(self.filesystems.decide(&self.policy, hook, masks, subject, facts))
     }
 
     fn masks_of(&self, tid: i32) -> &'static [Mask] {
@@ -392,9 +400,18 @@ impl Guard {
 
     /// Answers by the failure table.
     pub(crate) fn fail(&mut self, ask: Ask, failure: Failure, why: &str) {
-        self.fail_pending(ask.pending, failure, why);
+        let (asker, facts) = (ask.asker(), ask.facts);
+        let (action, answered) = match failure.pass(self.settings.mode) {
+            Some(pass) => (Action::Allowed, ask.pending.allow(pass)),
+            None => (Action::Denied, ask.pending.deny()),
+        };
+        let file = self.closer.late(answered.file, true);
+        self.note_failure(failure, file.as_fd(), why);
+        let complaint = Complaint { operation: Operation::CollectData, cause: Cause::Failed };
+        self.complain(complaint, asker, file.as_fd(), &facts, action);
     }
 
+    /// The same, for somebody of whose file nothing is known.
     fn fail_pending(&mut self, pending: Pending, failure: Failure, why: &str) {
         let answered = match failure.pass(self.settings.mode) {
             Some(pass) => pending.allow(pass),

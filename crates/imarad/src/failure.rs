@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     EventUnreadable,
     /// Owner, size or device of the file could not be read.
     FactsUnreadable,
+    /// A rule wants to know who asks, and that could not be found out (he is outside of our pid namespace).
+    AskerUnreadable,
     /// The content could not be read (an I/O error, or memory ran out).
     ContentUnreadable,
     /// The content changed again and again while it was read.
@@ -51,10 +53,11 @@ pub(crate) struct Row {
 
 impl Failure {
     /// Every row.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::QueueOverflow,
         Self::EventUnreadable,
         Self::FactsUnreadable,
+        Self::AskerUnreadable,
         Self::ContentUnreadable,
         Self::ContentChanging,
         Self::HashStalled,
@@ -69,6 +72,7 @@ impl Failure {
             Self::QueueOverflow => ("queue-overflow", Answer::Nobody),
             Self::EventUnreadable => ("event-unreadable", Answer::Nobody),
             Self::FactsUnreadable => ("facts-unreadable", Answer::DenyIfEnforcing),
+            Self::AskerUnreadable => ("asker-unreadable", Answer::DenyIfEnforcing),
             Self::ContentUnreadable => ("content-unreadable", Answer::DenyIfEnforcing),
             Self::ContentChanging => ("content-changing", Answer::DenyIfEnforcing),
             Self::HashStalled => ("hash-stalled", Answer::DenyIfEnforcing),
@@ -96,8 +100,13 @@ mod tests {
 
     #[test]
     fn what_could_not_be_judged_is_denied_in_enforce_and_in_no_other_mode() {
-        let undecided =
-            [Failure::FactsUnreadable, Failure::ContentUnreadable, Failure::ContentChanging, Failure::HashStalled];
+        let undecided = [
+            Failure::FactsUnreadable,
+            Failure::AskerUnreadable,
+            Failure::ContentUnreadable,
+            Failure::ContentChanging,
+            Failure::HashStalled,
+        ];
         for failure in undecided {
             for mode in Mode::ALL {
                 assert_eq!(failure.pass(mode).is_none(), mode == Mode::Enforce, "{failure:?} {mode}");

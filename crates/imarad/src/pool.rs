@@ -132,7 +132,7 @@ impl Shared {
     fn serve(&self) {
         let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new() };
         while let Some(Job { key, serial, file, work, progress }) = self.next() {
-            // It has begun: the time in the queue does not count as a stall.
+            // It has begun. (Whoever waits for one that does not begin in time is answered too.)
             progress.fetch_add(1, Ordering::Relaxed);
             let done = worker.work(&file, work, &progress);
             // Before the report: the dispatcher may give the lease back, which this copy would keep.

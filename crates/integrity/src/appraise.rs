@@ -54,9 +54,11 @@ pub enum Cause {
     NoVerityDigest,
     /// The label could not be read.
     Unknown,
+    /// The content or something else that is needed for judging could not be read.
+    Failed,
     /// Ours: the file system has no extended attributes. The kernel denies such a file without a word.
     NoXattrSupport,
-    /// Ours: the file could not be judged (read error, stall, …); what then happens is in the failure table.
+    /// Ours: the file could not be opened, so nothing is known of it.
     Unjudged,
 }
 
@@ -76,6 +78,7 @@ impl Cause {
             Self::DeniedHashAlgorithm => "denied-hash-algorithm",
             Self::NoVerityDigest => "no-verity-digest",
             Self::Unknown => "unknown",
+            Self::Failed => "failed",
             Self::NoXattrSupport => "imara:no-xattr-support",
             Self::Unjudged => "imara:unjudged",
         }

@@ -105,7 +105,9 @@ impl Content<'_> {
     fn repairable(&self, judgement: Judgement) -> bool {
         let cause_is_curable = !matches!(
             judgement.cause,
-            None | Some(Cause::NoXattrSupport | Cause::DeniedHashAlgorithm | Cause::Unknown | Cause::Unjudged)
+            None | Some(
+                Cause::NoXattrSupport | Cause::DeniedHashAlgorithm | Cause::Unknown | Cause::Failed | Cause::Unjudged
+            )
         );
         let signed = match self.label.bytes().map(ImaLabel::parse) {
             Some(Ok(ImaLabel::Signature(_))) => true,

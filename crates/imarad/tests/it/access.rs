@@ -4,13 +4,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
-use crate::daemon::{Daemon, EVERYTHING_OF_ROOT, Log, RunDir, complaints};
-use crate::files::{self, REFUSED, SCRIPT, good_and_bad, label_of, set_label};
+use crate::daemon::{self, Daemon, EVERYTHING_OF_ROOT, Log, RunDir, complaints};
+use crate::files::{self, REFUSED, SCRIPT, error_of, good_and_bad, label_of, set_label};
+use crate::image::ext4;
 
 fn succeeds(program: &str, arguments: &[&str], path: &Path) -> bool {
     Command::new(program).args(arguments).arg(path).output().unwrap().status.success()
@@ -215,4 +216,30 @@ fn what_is_not_a_regular_file_is_nobodys_business() {
     fs::rename(&bad, bad.with_extension("moved")).unwrap();
     fs::remove_file(bad.with_extension("moved")).unwrap();
     assert_eq!(complaints(&daemon.stop()), []);
+}
+
+#[test]
+fn whoever_cannot_be_known_is_refused_if_a_rule_wants_to_know_him() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ext4();
+    let (good, _) = good_and_bad(scratch.path());
+    // A guard in a pid namespace of its own cannot see who asks from outside.
+    let start = |policy: &str| {
+        let run_dir = RunDir::new();
+        let policy = run_dir.policy(policy);
+        let whole = daemon::command(run_dir.path(), "enforce", &policy, &[scratch.path()]);
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]).arg(whole.get_program()).args(whole.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Daemon::run(run_dir, command, Log::Read)
+    };
+    let daemon = start("appraise fowner=0\n");
+    assert_eq!(error_of(File::open(&good)), Some(0), "no rule asks");
+    drop(daemon);
+    let daemon = start("dont_appraise uid=12345\nappraise fowner=0\n");
+    assert_eq!(error_of(File::open(&good)), REFUSED);
+    daemon.says("imarad: asker-unreadable: ");
+    daemon.says("op=collect_data cause=failed");
+    let status = daemon.status();
+    assert_eq!((&status["failures"]["asker-unreadable"], &status["counters"]["denied"]), (&1.into(), &1.into()));
 }
