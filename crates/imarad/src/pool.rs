@@ -3,7 +3,9 @@
 //! The dispatcher never waits for them: it hands a job over and finds the report later, when the wake-up descriptor is
 //! readable. A worker may wait for the guarded file system (a slow disk, a frozen one); openers of *other* files do not.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use imara_integrity::check::{self, Renewal, Settings};
 use imara_integrity::digest::{Digest, HashAlgorithm};
+use imara_integrity::event::Uid;
 use imara_integrity::label;
 use imara_linux::epoll::Waker;
 use imara_linux::file;
@@ -23,6 +26,14 @@ use crate::look::{Label, Look, Sighting, Wanted};
 
 /// Workers at most. More than processors, because they wait for disks more than they compute, and some may hang.
 const WORKERS: usize = 128;
+
+/// Workers at most that one file system keeps busy: one that hangs leaves the others some.
+const PER_DEVICE: usize = 96;
+
+/// Workers at most that the files of one owner keep busy, unless that is root: huge files cost him nothing.
+const PER_OWNER: usize = 32;
+
+const ROOT: Uid = Uid(0);
 
 /// How long a worker waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -43,6 +54,7 @@ pub(crate) enum Work {
 pub(crate) struct Job {
     pub(crate) key: Key,
     pub(crate) serial: u64,
+    pub(crate) owner: Uid,
     pub(crate) file: OwnedFd,
     pub(crate) work: Work,
     pub(crate) progress: Arc<AtomicU64>,
@@ -92,8 +104,40 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Job>,
+    devices: HashMap<(u32, u32), usize>,
+    owners: HashMap<Uid, usize>,
     idle: usize,
     workers: usize,
+}
+
+impl State {
+    /// The first job that may begin now.
+    fn take(&mut self) -> Option<Job> {
+        let at = self.queue.iter().position(|job| {
+            let of_device = self.devices.get(&job.key.device()).copied().unwrap_or(0);
+            let of_owner = self.owners.get(&job.owner).copied().unwrap_or(0);
+            of_device < PER_DEVICE && (job.owner == ROOT || of_owner < PER_OWNER)
+        })?;
+        let job = self.queue.remove(at)?;
+        *self.devices.entry(job.key.device()).or_default() += 1;
+        *self.owners.entry(job.owner).or_default() += 1;
+        Some(job)
+    }
+
+    /// A job that was taken has ended.
+    fn ended(&mut self, device: (u32, u32), owner: Uid) {
+        less(&mut self.devices, device);
+        less(&mut self.owners, owner);
+    }
+}
+
+fn less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut count) = counts.entry(key) {
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
+    }
 }
 
 impl Pool {
@@ -131,12 +175,13 @@ impl Shared {
     /// Works until there has been nothing to do for a while.
     fn serve(&self) {
         let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new() };
-        while let Some(Job { key, serial, file, work, progress }) = self.next() {
+        while let Some(Job { key, serial, owner, file, work, progress }) = self.next() {
             // It has begun. (Whoever waits for one that does not begin in time is answered too.)
             progress.fetch_add(1, Ordering::Relaxed);
             let done = worker.work(&file, work, &progress);
             // Before the report: the dispatcher may give the lease back, which this copy would keep.
             drop(file);
+            self.lock().ended(key.device(), owner);
             if self.out.send(Report { key, serial, done }).is_err() {
                 return;
             }
@@ -148,13 +193,13 @@ impl Shared {
         let mut state = self.lock();
         state.idle += 1;
         loop {
-            if let Some(job) = state.queue.pop_front() {
+            if let Some(job) = state.take() {
                 state.idle -= 1;
                 return Some(job);
             }
             let (back, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
             state = back;
-            if waited.timed_out() && state.queue.is_empty() {
+            if waited.timed_out() {
                 state.idle -= 1;
                 state.workers -= 1;
                 return None;
@@ -236,4 +281,35 @@ impl Worker {
 
 fn write_label(file: &OwnedFd, digest: &Digest) -> Result<(), String> {
     xattr::write(file.as_fd(), xattr::IMA, &label::encode_digest(digest)).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imara_linux::file::FileFacts;
+
+    /// How many of these jobs may begin at once.
+    fn begun(state: &mut State, minor: u32, owner: Uid, count: usize) -> usize {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let facts = FileFacts { device: (7, minor), ..file::facts(null.as_fd()).unwrap() };
+        for _ in 0..count {
+            let (file, progress) = (null.try_clone().unwrap(), Arc::default());
+            let work = Work::Label(Digest::of(HashAlgorithm::Sha256, b""));
+            state.queue.push_back(Job { key: Key::from(&facts), serial: 0, owner, file, work, progress });
+        }
+        std::iter::from_fn(|| state.take()).count()
+    }
+
+    #[test]
+    fn neither_an_owner_nor_a_file_system_takes_all_workers() {
+        let mut state = State::default();
+        assert_eq!(begun(&mut state, 1, Uid(1000), 100), PER_OWNER);
+        assert_eq!(begun(&mut state, 1, Uid(1001), 10), 10, "another owner");
+        assert_eq!(begun(&mut state, 1, ROOT, 100), PER_DEVICE - PER_OWNER - 10);
+        assert_eq!(begun(&mut state, 2, ROOT, 10), 10, "another file system");
+        state.ended((7, 1), Uid(1000));
+        assert_eq!(state.take().unwrap().owner, Uid(1000), "his turn again");
+        state.ended((7, 1), ROOT);
+        assert!(state.take().is_some_and(|job| job.owner == ROOT), "whoever may, even if others came before");
+    }
 }

@@ -16,7 +16,7 @@ use imara_integrity::appraise::FileState;
 use imara_integrity::check::{self, Plan};
 use imara_integrity::collect::Collect;
 use imara_integrity::digest::Digest;
-use imara_integrity::event::{Hook, Mask};
+use imara_integrity::event::{Hook, Mask, Uid};
 use imara_integrity::iint::Writable;
 use imara_integrity::policy::Decision;
 use imara_linux::file;
@@ -217,6 +217,7 @@ impl Guard {
             }
         };
         self.serial += 1;
+        let owner = file::facts(file.as_fd()).map_or(Uid(0), |facts| facts.owner);
         let progress = Arc::new(AtomicU64::new(0));
         let busy = Busy {
             task: Some(task),
@@ -231,7 +232,7 @@ impl Guard {
             complained: false,
         };
         self.inodes.occupy(key, busy);
-        self.pool.submit(Job { key, serial: self.serial, file, work, progress });
+        self.pool.submit(Job { key, serial: self.serial, owner, file, work, progress });
     }
 
     /// A worker is done.
