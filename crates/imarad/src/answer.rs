@@ -25,7 +25,7 @@ use imara_linux::{open_call, task};
 
 use crate::ask::{Ask, Hold, Repair};
 use crate::closer::LateFd;
-use crate::failure::Failure;
+use crate::failure::{Answer, Failure};
 use crate::inodes::{Key, Known, Renewing, Task};
 use crate::look::{Look, Wanted};
 use crate::pool::Work;
@@ -407,8 +407,12 @@ impl Guard {
         };
         let file = self.closer.late(answered.file, true);
         self.note_failure(failure, file.as_fd(), why);
-        let complaint = Complaint { operation: Operation::CollectData, cause: Cause::Failed };
-        self.complain(complaint, asker, file.as_fd(), &facts, action);
+        if failure.row().answer == Answer::DenyIfEnforcing {
+            let complaint = Complaint { operation: Operation::CollectData, cause: Cause::Failed };
+            self.complain(complaint, asker, file.as_fd(), &facts, action);
+        } else {
+            self.counters.allowed += 1;
+        }
     }
 
     /// The same, for somebody of whose file nothing is known.
