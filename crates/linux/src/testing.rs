@@ -195,7 +195,10 @@ impl ScratchMount {
     /// # Errors
     /// Those of [`cycle`](Self::cycle).
     pub fn cycle_with(&self, options: &str) -> io::Result<()> {
-        run(Command::new("umount").arg(&self.point))?;
+        // So that it can be tried again, whichever of the two has failed.
+        if self.is_mounted() {
+            run(Command::new("umount").arg(&self.point))?;
+        }
         self.mount(options)
     }
 
