@@ -214,9 +214,11 @@ impl Guard {
             self.kept(key, self.closer.late(file, false));
         }
         while let Ok((command, answer)) = self.commands.try_recv() {
+            let releases = matches!(command, Command::Release);
             let reply = self.obey(command);
+            let send = move || drop(answer.try_send(reply));
             // Who asked for a release will unmount next.
-            self.closer.afterwards(move || drop(answer.try_send(reply)));
+            if releases { self.closer.afterwards(send) } else { send() }
         }
     }
 
