@@ -39,13 +39,13 @@ const GOAL: Cost = Cost { cpu: 1.0, wall: 0.7 };
 /// Runs the benchmarks.
 pub(crate) fn run_bench(_: &[String]) -> Result<()> {
     root_only("bench")?;
+    let imara = binaries()?.join("imara");
     own_mounts()?;
     interrupt::watch()?;
     let scratch = Scratch::new("bench", 6144)?;
     let tree = scratch.mount().join("tree");
     let (files, bytes) = furnish(&tree)?;
     print_line!("label a tree: {files} real files, {} MiB, ext4, in memory; {ROUNDS} rounds in turn", bytes >> 20)?;
-    let imara = binaries()?.join("imara");
     let mut pairs = Vec::new();
     for round in 0..=ROUNDS {
         interrupt::check()?;

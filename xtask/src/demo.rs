@@ -31,11 +31,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Runs the demo.
 pub(crate) fn run_demo(_: &[String]) -> Result<()> {
     root_only("demo")?;
+    let binaries = binaries()?;
     // Before any thread: those that are there keep seeing the host's mounts.
     own_mounts()?;
     interrupt::watch()?;
     let begin = Instant::now();
-    let binaries = binaries()?;
     let scratch = Scratch::new("demo", 2048)?;
     let demo = Demo { imara: binaries.join("imara"), mount: scratch.mount(), run_dir: scratch.beside("run") };
     demo.play()?;

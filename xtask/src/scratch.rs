@@ -165,7 +165,8 @@ pub(crate) fn root_only(what: &str) -> Result<()> {
     Ok(())
 }
 
-/// The release binaries' directory: where we are.
+/// The release binaries' directory: where we are. To be asked for before [`own_mounts`]: in a chroot, the path of a
+/// program from another mount namespace is that of the host.
 pub(crate) fn binaries() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let directory = own.parent().context("this program is in no directory")?;
