@@ -346,7 +346,7 @@ impl Guard {
         if let (Some(mount), Ok(copy)) =
             (self.filesystems.private(key.device()), known.file.as_fd().try_clone_to_owned())
         {
-            self.keeper.ask(key, copy, mount);
+            self.keeper.ask(key, self.closer.late(copy, false), mount);
         }
         self.inodes.know(key, known);
     }

@@ -2,136 +2,165 @@
 //!
 //! Closing the last descriptor of a deleted file ends the file: the file system frees its blocks, and may take its time
 //! for that (a slow disk) or stand still (a frozen btrfs). The dispatcher must not wait for it, so it never closes a
-//! guarded file itself: it holds them as [`LateFd`]s, which when dropped go to threads made for that.
+//! guarded file as the last one: it holds them as [`LateFd`]s, which when dropped are handed over to threads made for
+//! that. These are [apart](imara_linux::apart), because not even SIGKILL ends them while they stand still.
 
-use std::collections::VecDeque;
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use imara_linux::apart::{AT_ONCE, Apart, Giver, Taker};
 use imara_linux::lease;
 
-/// Threads at most. Each that stands still has one descriptor in hand.
-const CLOSERS: usize = 16;
+/// Threads at most. Each that stands still has up to [`AT_ONCE`] descriptors in hand.
+const CLOSERS: u64 = 16;
 
-/// If nothing has been closed for this long although something waits, another thread helps.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// How long a call waits for what is being closed.
+const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long a thread rests after it has emptied the queue. Handing over to one that rests costs no system call; but
-/// whoever has closed a file may unmount next, and umount(8) takes longer than this to begin.
-const REST: Duration = Duration::from_micros(100);
+/// The threads, seen from the dispatcher.
+#[derive(Debug)]
+pub(crate) struct Closer {
+    giver: Giver,
+    apart: Apart,
+    dropped: Dropped,
+    shared: Arc<Shared>,
+    /// The number of the last lot that was handed over.
+    given: u64,
+    /// The same, when it was last looked whether the threads keep up.
+    before: u64,
+    closers: u64,
+}
 
-/// The threads, seen from the dispatcher. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Closer(Arc<Shared>);
+/// What has been dropped and is to be handed over.
+#[derive(Clone, Debug, Default)]
+struct Dropped(Arc<Mutex<Vec<OwnedFd>>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
-    work: Condvar,
+    taker: Taker,
+    progress: Mutex<Progress>,
+    parted: Condvar,
 }
 
-/// What is to be done in turn.
-enum Step {
-    Close(OwnedFd),
-    Call(Box<dyn FnOnce() + Send>),
+/// Something to be called after a lot is closed, or at a time.
+struct Call {
+    lot: u64,
+    due: Instant,
+    run: Box<dyn FnOnce() + Send>,
 }
 
-impl std::fmt::Debug for Step {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Close(fd) => f.debug_tuple("Close").field(fd).finish(),
-            Self::Call(_) => f.write_str("Call"),
-        }
+/// What the threads have done.
+#[derive(Default)]
+struct Progress {
+    /// Lots that the dispatcher does not hold any more.
+    parted: u64,
+    /// Lots that are closed.
+    closed: u64,
+    calls: Vec<Call>,
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress")
+            .field("closed", &self.closed)
+            .field("calls", &self.calls.len())
+            .finish_non_exhaustive()
     }
-}
-
-#[derive(Debug, Default)]
-struct State {
-    queue: VecDeque<Step>,
-    closers: usize,
-    waiting: usize,
-    /// When a descriptor was last taken out.
-    taken: Option<Instant>,
 }
 
 impl Closer {
     /// Starts the first thread.
-    pub(crate) fn start() -> std::io::Result<Self> {
-        let closer = Self(Arc::default());
-        closer.0.lock().closers = 1;
-        closer.spawn()?;
-        Ok(closer)
+    pub(crate) fn start(apart: Apart, (giver, taker): (Giver, Taker)) -> Self {
+        let shared = Arc::new(Shared { taker, progress: Mutex::default(), parted: Condvar::new() });
+        let closer = Self { giver, apart, dropped: Dropped::default(), shared, given: 0, before: 0, closers: 1 };
+        closer.spawn();
+        closer
     }
 
     /// A descriptor that is closed later. `leased`: it holds a lease, which is to be given back at once even so.
     pub(crate) fn late(&self, fd: OwnedFd, leased: bool) -> LateFd {
-        LateFd { fd: Some(fd), leased, closer: self.clone() }
+        LateFd { fd: Some(fd), leased, dropped: self.dropped.clone() }
     }
 
-    /// Sees to it that threads that stand still do not keep the others' descriptors open. To be called now and then.
-    pub(crate) fn watch(&self, now: Instant) {
-        let mut state = self.0.lock();
-        let stuck = state.taken.is_some_and(|taken| now.duration_since(taken) > PATIENCE);
-        if stuck && !state.queue.is_empty() && state.waiting == 0 && state.closers < CLOSERS {
-            state.closers += 1;
-            drop(state);
-            if self.spawn().is_err() {
-                self.0.lock().closers -= 1;
+    /// Hands over what has been dropped. To be called whenever there is nothing more urgent.
+    pub(crate) fn flush(&mut self) {
+        let mut dropped = std::mem::take(&mut *lock(&self.dropped.0));
+        while !dropped.is_empty() {
+            let lot = dropped.len().saturating_sub(AT_ONCE);
+            let files: Vec<BorrowedFd<'_>> = dropped.iter().skip(lot).map(AsFd::as_fd).collect();
+            // No room, or no memory: another time.
+            if !self.giver.give(&files, self.given + 1).unwrap_or(false) {
+                break;
             }
+            self.given += 1;
+            // They are open on the other side too, which waits for us: closing them here ends nothing.
+            dropped.truncate(lot);
+            lock(&self.shared.progress).parted = self.given;
+            self.shared.parted.notify_all();
         }
-    }
-
-    fn spawn(&self) -> std::io::Result<()> {
-        let shared = Arc::clone(&self.0);
-        std::thread::Builder::new().name("closer".into()).spawn(move || shared.serve())?;
-        Ok(())
+        lock(&self.dropped.0).append(&mut dropped);
     }
 
     /// Calls this when what has been dropped until now is closed, or stands still.
-    pub(crate) fn afterwards(&self, call: impl FnOnce() + Send + 'static) {
-        self.put(Step::Call(Box::new(call)));
+    pub(crate) fn afterwards(&mut self, call: impl FnOnce() + Send + 'static) {
+        self.flush();
+        let mut progress = lock(&self.shared.progress);
+        let now = Instant::now();
+        progress.calls.push(Call { lot: self.given, due: now + PATIENCE, run: Box::new(call) });
+        progress.call(now);
     }
 
-    fn put(&self, step: Step) {
-        let mut state = self.0.lock();
-        state.queue.push_back(step);
-        if state.taken.is_none() {
-            state.taken = Some(Instant::now());
+    /// Sees to it that threads that stand still do not keep the others' descriptors open. To be called now and then.
+    pub(crate) fn watch(&mut self, now: Instant) {
+        self.flush();
+        let mut progress = lock(&self.shared.progress);
+        progress.call(now);
+        // All but one may stand still.
+        let stuck = progress.closed + self.closers <= self.before;
+        drop(progress);
+        self.before = self.given;
+        if stuck && self.closers < CLOSERS {
+            self.closers += 1;
+            self.spawn();
         }
-        if state.waiting > 0 {
-            self.0.work.notify_one();
-        }
+    }
+
+    fn spawn(&self) {
+        let shared = Arc::clone(&self.shared);
+        self.apart.start("closer", move || shared.serve());
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn serve(&self) {
-        loop {
-            let mut state = self.lock();
-            while state.queue.is_empty() {
-                state.taken = None;
-                state.waiting += 1;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                state.waiting -= 1;
+        let mut files = Vec::new();
+        while let Ok(number) = self.taker.take(&mut files) {
+            let mut progress = lock(&self.progress);
+            while progress.parted < number {
+                progress = self.parted.wait(progress).unwrap_or_else(PoisonError::into_inner);
             }
-            while let Some(step) = state.queue.pop_front() {
-                state.taken = Some(Instant::now());
-                drop(state);
-                match step {
-                    Step::Close(fd) => drop(fd),
-                    Step::Call(call) => call(),
-                }
-                state = self.lock();
-            }
-            drop(state);
-            std::thread::sleep(REST);
+            drop(progress);
+            files.clear();
+            let mut progress = lock(&self.progress);
+            progress.closed += 1;
+            progress.call(Instant::now());
         }
     }
+}
+
+impl Progress {
+    fn call(&mut self, now: Instant) {
+        let closed = self.closed;
+        for Call { run, .. } in self.calls.extract_if(.., |call| call.lot <= closed || call.due <= now) {
+            run();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A descriptor of a guarded file: dropping it takes no time.
@@ -140,7 +169,7 @@ pub(crate) struct LateFd {
     /// There until it is dropped.
     fd: Option<OwnedFd>,
     leased: bool,
-    closer: Closer,
+    dropped: Dropped,
 }
 
 impl LateFd {
@@ -176,8 +205,6 @@ impl AsRawFd for LateFd {
 impl Drop for LateFd {
     fn drop(&mut self) {
         self.release();
-        if let Some(fd) = self.fd.take() {
-            self.closer.put(Step::Close(fd));
-        }
+        lock(&self.dropped.0).extend(self.fd.take());
     }
 }

@@ -137,6 +137,8 @@ pub(crate) enum Renewing {
 pub(crate) struct Busy {
     pub(crate) task: Option<Task>,
     pub(crate) serial: u64,
+    /// What the worker works on.
+    pub(crate) job: LateFd,
     /// The descriptor number that holds a read lease, if any.
     pub(crate) lease: Option<RawFd>,
     /// When a writer began to wait for that lease.

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use imara_linux::epoll::Waker;
 use imara_linux::private_mount::PrivateMount;
 
+use crate::closer::LateFd;
 use crate::inodes::Key;
 
 /// Files that wait for the thread at most; each is a descriptor.
@@ -21,7 +22,7 @@ const WAITING: usize = 512;
 #[derive(Debug)]
 struct Request {
     key: Key,
-    file: OwnedFd,
+    file: LateFd,
     mount: Arc<PrivateMount>,
 }
 
@@ -45,8 +46,7 @@ impl Keeper {
                 let own = mount.reopen(file.as_fd());
                 // Both keep something busy; the dispatcher may be waiting for them to go.
                 drop((file, mount));
-                let Ok(own) = own else { continue };
-                if out.send((key, own)).is_err() {
+                if own.is_ok_and(|own| out.send((key, own)).is_err()) {
                     return;
                 }
                 let _ = wake.wake();
@@ -56,7 +56,7 @@ impl Keeper {
     }
 
     /// Asks for a file to be opened again. Never waits: if too many wait already, the file stays as it is.
-    pub(crate) fn ask(&self, key: Key, file: OwnedFd, mount: Arc<PrivateMount>) {
+    pub(crate) fn ask(&self, key: Key, file: LateFd, mount: Arc<PrivateMount>) {
         let _ = self.requests.try_send(Request { key, file, mount });
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The thread behind the queue is the only one that writes. It may block as long as it likes (a full pipe, a journal
 //! that is being rotated and whose files we guard): openers are answered before a line is queued, and a full queue
-//! loses lines, not time.
+//! loses lines, not time. If it blocks in the kernel for ever, it keeps nothing open: it is [apart](imara_linux::apart).
 
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use imara_integrity::audit::Record;
+use imara_linux::apart::Apart;
 
 /// Lines that wait for the writer at most. At about 200 bytes a line this is under 2 MiB.
 const CAPACITY: usize = 8192;
@@ -62,15 +63,15 @@ pub(crate) struct Log {
 
 impl Log {
     /// Starts the writing thread.
-    pub(crate) fn start(sink: Sink) -> std::io::Result<Self> {
+    pub(crate) fn start(sink: Sink, apart: &Apart) -> Self {
         let (queue, lines) = sync_channel(CAPACITY);
         let dropped = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&dropped);
-        std::thread::Builder::new().name("log".into()).spawn(move || {
+        apart.start("log", move || {
             let writer = Writer::new(sink);
             run(&lines, &seen, |level, text| writer.write(level, text));
-        })?;
-        Ok(Self { queue, dropped })
+        });
+        Self { queue, dropped }
     }
 
     /// Queues the audit line of a file that did not pass. Never waits.

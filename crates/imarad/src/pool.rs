@@ -2,11 +2,12 @@
 //!
 //! The dispatcher never waits for them: it hands a job over and finds the report later, when the wake-up descriptor is
 //! readable. A worker may wait for the guarded file system (a slow disk, a frozen one); openers of *other* files do not.
+//! Workers are [apart](imara_linux::apart): one that cannot be killed keeps nothing open but the file it works on.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use imara_integrity::check::{self, Renewal, Settings};
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::event::Uid;
 use imara_integrity::label;
+use imara_linux::apart::{Apart, Home};
 use imara_linux::epoll::Waker;
 use imara_linux::file;
 use imara_linux::hash::FileHasher;
@@ -55,7 +57,8 @@ pub(crate) struct Job {
     pub(crate) key: Key,
     pub(crate) serial: u64,
     pub(crate) owner: Uid,
-    pub(crate) file: OwnedFd,
+    /// The dispatcher's descriptor. It stays open until the report.
+    pub(crate) file: RawFd,
     pub(crate) work: Work,
     pub(crate) progress: Arc<AtomicU64>,
 }
@@ -89,6 +92,7 @@ pub(crate) struct Report {
 /// it, and the next job gets another one.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    apart: Apart,
     shared: Arc<Shared>,
     reports: Receiver<Report>,
 }
@@ -97,6 +101,7 @@ pub(crate) struct Pool {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
+    home: Home,
     out: Sender<Report>,
     wake: Arc<Waker>,
 }
@@ -142,10 +147,10 @@ fn less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
 
 impl Pool {
     /// No workers yet; they come with the work, and call `wake` after each report.
-    pub(crate) fn new(wake: Arc<Waker>) -> Self {
+    pub(crate) fn new(apart: Apart, home: Home, wake: Arc<Waker>) -> Self {
         let (out, reports) = channel();
-        let shared = Shared { state: Mutex::default(), work: Condvar::new(), out, wake };
-        Self { shared: Arc::new(shared), reports }
+        let shared = Shared { state: Mutex::default(), work: Condvar::new(), home, out, wake };
+        Self { apart, shared: Arc::new(shared), reports }
     }
 
     /// Queues a job, and starts another worker if none is free. Never waits.
@@ -153,10 +158,10 @@ impl Pool {
         let mut state = self.shared.lock();
         state.queue.push_back(job);
         if state.queue.len() > state.idle && state.workers < WORKERS {
-            let shared = Arc::clone(&self.shared);
-            let begun = std::thread::Builder::new().name("worker".into()).spawn(move || shared.serve());
+            state.workers += 1;
+            let place = Place(Arc::clone(&self.shared));
             // Without another thread the job waits for one that is there.
-            state.workers += usize::from(begun.is_ok());
+            self.apart.start("worker", move || place.0.serve());
         }
         self.shared.work.notify_one();
     }
@@ -164,6 +169,15 @@ impl Pool {
     /// A report that has come in, if any.
     pub(crate) fn report(&self) -> Option<Report> {
         self.reports.try_recv().ok()
+    }
+}
+
+/// A worker's place, given up when it ends or could not begin.
+struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.lock().workers -= 1;
     }
 }
 
@@ -178,9 +192,11 @@ impl Shared {
         while let Some(Job { key, serial, owner, file, work, progress }) = self.next() {
             // It has begun. (Whoever waits for one that does not begin in time is answered too.)
             progress.fetch_add(1, Ordering::Relaxed);
-            let done = worker.work(&file, work, &progress);
-            // Before the report: the dispatcher may give the lease back, which this copy would keep.
-            drop(file);
+            let done = match self.home.fetch(file) {
+                // Ours is closed before the report: the dispatcher may give the lease back, which it would keep.
+                Ok(file) => worker.work(&file, work, &progress),
+                Err(error) => Done::Unreadable(error.to_string()),
+            };
             self.lock().ended(key.device(), owner);
             if self.out.send(Report { key, serial, done }).is_err() {
                 return;
@@ -201,7 +217,6 @@ impl Shared {
             state = back;
             if waited.timed_out() {
                 state.idle -= 1;
-                state.workers -= 1;
                 return None;
             }
         }
@@ -290,10 +305,10 @@ mod tests {
 
     /// How many of these jobs may begin at once.
     fn begun(state: &mut State, minor: u32, owner: Uid, count: usize) -> usize {
-        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let null = std::fs::File::open("/dev/null").unwrap();
         let facts = FileFacts { device: (7, minor), ..file::facts(null.as_fd()).unwrap() };
         for _ in 0..count {
-            let (file, progress) = (null.try_clone().unwrap(), Arc::default());
+            let (file, progress) = (-1, Arc::default());
             let work = Work::Label(Digest::of(HashAlgorithm::Sha256, b""));
             state.queue.push_back(Job { key: Key::from(&facts), serial: 0, owner, file, work, progress });
         }

@@ -222,6 +222,7 @@ impl Guard {
         let busy = Busy {
             task: Some(task),
             serial: self.serial,
+            job: self.closer.late(file, false),
             lease,
             broken: None,
             waiting: std::collections::VecDeque::new(),
@@ -231,6 +232,7 @@ impl Guard {
             stalled: None,
             complained: false,
         };
+        let file = busy.job.as_raw_fd();
         self.inodes.occupy(key, busy);
         self.pool.submit(Job { key, serial: self.serial, owner, file, work, progress });
     }

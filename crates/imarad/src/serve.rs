@@ -138,6 +138,7 @@ impl Guard {
             }
             self.counters.creations_lost += self.created.listen();
             self.serve_questions(&mut buffer)?;
+            self.closer.flush();
         }
         self.end();
         Ok(())

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use imara_integrity::event::Hook;
 use imara_integrity::policy::{Family, Policy, Verb};
+use imara_linux::apart::{self, Apart, Giver, Home, Taker};
 use imara_linux::control::Listener;
 use imara_linux::create::CreateGroup;
 use imara_linux::epoll::Waker;
@@ -67,11 +68,12 @@ pub(crate) fn refused<E: Display>(what: impl Display, fix: &str) -> impl FnOnce(
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     limits::never_dump_core()?;
     let begun = Begun::new(&config)?;
+    let sides = Sides::part()?;
     let mounts = open_mounts(&config.mounts)?;
     make_directory(&config.run_dir)?;
     let lock = take_lock(&config.run_dir.join("lock"), "another guard is running")?;
     let locks = lock_filesystems(&mounts)?;
-    let mut guard = guard(&config, begun, &mounts)?;
+    let mut guard = guard(&config, begun, sides, &mounts)?;
     guard.filesystems.keep(locks);
     mark(&guard, &mounts)?;
     // The descriptors of the mount points would keep them from being unmounted.
@@ -111,6 +113,22 @@ fn hangup() -> Hangup {
     if has_terminal && !signals::hangup_is_ignored().unwrap_or(false) { Hangup::Ends } else { Hangup::Passes }
 }
 
+/// What both sides know: the dispatcher, and the threads apart, which may hang without keeping our group open.
+#[derive(Debug)]
+struct Sides {
+    wake: Arc<Waker>,
+    home: Home,
+    closing: (Giver, Taker),
+    apart: Apart,
+}
+
+impl Sides {
+    fn part() -> anyhow::Result<Self> {
+        let (wake, home, closing) = (Arc::new(Waker::new()?), Home::find()?, apart::handing_over()?);
+        Ok(Self { wake, home, closing, apart: Apart::part()? })
+    }
+}
+
 /// The threads beside the dispatcher, and what it shares with them.
 #[derive(Debug)]
 struct Threads {
@@ -118,17 +136,19 @@ struct Threads {
     wake: Arc<Waker>,
     pool: Pool,
     keeper: Keeper,
+    closer: Closer,
     commands: Receiver<Ordered>,
     own: Receiver<i32>,
 }
 
 impl Threads {
-    fn start(config: &Config) -> anyhow::Result<Self> {
-        let log = Log::start(config.log)?;
-        let wake = Arc::new(Waker::new()?);
+    fn start(config: &Config, sides: Sides) -> anyhow::Result<Self> {
+        let Sides { wake, home, closing, apart } = sides;
+        let log = Log::start(config.log, &apart);
+        let closer = Closer::start(apart.clone(), closing);
         let (started, own) = channel();
         let _ = started.send(task::own());
-        let pool = Pool::new(Arc::clone(&wake));
+        let pool = Pool::new(apart, home, Arc::clone(&wake));
         let keeper = Keeper::start(&wake, &started)?;
         let (orders, commands) = sync_channel(16);
         let listener = Listener::bind(&config.run_dir.join("control")).map_err(refused(
@@ -136,14 +156,14 @@ impl Threads {
             "have a run directory that is root's own, mode 0700, or name another with --run-dir",
         ))?;
         control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
-        Ok(Self { log, wake, pool, keeper, commands, own })
+        Ok(Self { log, wake, pool, keeper, closer, commands, own })
     }
 }
 
 /// Puts the guard together; nothing is marked yet.
-fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Guard> {
+fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Guard> {
     let descriptors = limits::raise_open_files()?.unwrap_or(u64::MAX);
-    let threads = Threads::start(config)?;
+    let threads = Threads::start(config, sides)?;
     let group = Arc::new(PermissionGroup::open().map_err(refused(
         "cannot ask the kernel for permission events",
         "run as root, with CAP_SYS_ADMIN, on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
@@ -179,7 +199,7 @@ fn guard(config: &Config, begun: Begun, mounts: &[(PathBuf, OwnedFd)]) -> anyhow
             .map_err(refused("cannot tell systemd of the start", "outside of systemd, unset NOTIFY_SOCKET"))?,
         pool: threads.pool,
         keeper: threads.keeper,
-        closer: Closer::start()?,
+        closer: threads.closer,
         log: threads.log,
         own_threads: threads.own.iter().collect(),
         policy: begun.policy,

@@ -96,7 +96,7 @@ impl Watchman {
         self.group.close();
         self.log
             .say(Level::Warning, format!("imarad: {why}: everybody is let through, and nothing is guarded any more"));
-        self.log.flush(LOOK);
+        self.log.flush(LAST_WORDS);
         // Threads that hang keep the process; all else of it goes.
         std::process::exit(2);
     }

@@ -2,6 +2,7 @@
 //!
 //! Each room wraps one facility of the kernel. What a result means for an opener is decided elsewhere.
 
+pub mod apart;
 pub mod child;
 pub mod control;
 pub mod create;

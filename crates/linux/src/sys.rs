@@ -201,6 +201,7 @@ pub(crate) fn cached_pages(fd: BorrowedFd<'_>, length: u64) -> io::Result<u64> {
     const CACHESTAT: libc::c_long = 451;
     let range = CacheRange { offset: 0, length };
     let mut found = CacheStatistics::default();
+    // NEEDED: neither std nor rustix has cachestat.
     // SAFETY: both structures are the kernel's, alive during the call, and the kernel writes to the second only.
     let result = unsafe { libc::syscall(CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut found, 0_u32) };
     if result == 0 { Ok(found.cached) } else { Err(io::Error::last_os_error()) }
@@ -352,6 +353,14 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
         )
     };
     checked(result).map(|_| peer)
+}
+
+/// `unshare(CLONE_FILES)`: the calling thread's descriptors are its own from now on, and those of threads it starts.
+pub(crate) fn own_descriptors() -> io::Result<()> {
+    // NEEDED: the safe call of rustix is deprecated in favour of this one.
+    // SAFETY: nothing in memory changes. What is open now is open on both sides, under the same number. That numbers of
+    // descriptors that are opened later are not used on the other side is what `apart` is about, whose users are told.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }.map_err(io::Error::from)
 }
 
 /// `prctl(PR_SET_PDEATHSIG, SIGKILL)` in the program before it begins; it does not begin if we have gone already.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use imara_linux::testing::{self, ScratchMount};
+use imara_linux::testing::{self, FsKind, ScratchMount};
 use rustix::process::Signal;
 
 use crate::daemon::{Daemon, complaints, eventually};
@@ -203,6 +203,31 @@ fn sigterm_frees_everybody_while_the_guard_waits_for_a_frozen_file_system() {
     });
     assert!(before, "opens waited for a guard that was ended");
     assert_eq!(daemon.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn sigkill_frees_everybody_although_threads_of_the_guard_cannot_be_killed() {
+    let Some(_) = testing::root() else { return };
+    // Workers wait for a label to be written, closers for the end of a file on btrfs.
+    let (frozen, closing, other) = (ext4(), ScratchMount::new(FsKind::Btrfs, 256 << 20).unwrap(), ext4());
+    let (good, bad) = good_and_bad(other.path());
+    let gone = closing.path().join("gone");
+    files::make(&gone, b"content");
+    let mut daemon = Daemon::start("enforce", &[frozen.path(), closing.path(), other.path()]);
+    files::read(&gone).unwrap();
+    fs::remove_file(&gone).unwrap();
+    let ice = Frozen::new(&closing);
+    daemon.ask(r#"{"command":"release"}"#);
+    let before = done_while_frozen(&frozen, || {
+        eventually(|| (daemon.status()["remembered"]["busy"] == 6).then_some(())).unwrap();
+        files::read(&good).unwrap();
+        assert_eq!(error_of(File::open(&bad)), REFUSED);
+        daemon.signal(Signal::KILL);
+        assert!(eventually(|| File::open(&bad).ok()).is_some());
+    });
+    assert!(before, "opens waited for a guard that was killed");
+    drop(ice);
+    assert!(daemon.wait().is_some());
 }
 
 #[test]
