@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use imara_integrity::check::{Mode, Settings};
 use imara_integrity::policy::Policy;
 use imara_linux::epoll::{Epoll, Interest, Ready, Waker};
@@ -100,6 +101,18 @@ impl Source {
 impl Guard {
     /// Serves until SIGTERM or SIGINT, then lets everybody go.
     pub(crate) fn serve(mut self) -> anyhow::Result<()> {
+        let result = self.serve_until_told();
+        if result.is_ok() {
+            self.end();
+        } else {
+            // Whatever it was, nobody shall wait for us.
+            self.group.close();
+            self.log.flush(Duration::from_secs(1));
+        }
+        result
+    }
+
+    fn serve_until_told(&mut self) -> anyhow::Result<()> {
         let epoll = Epoll::new()?;
         for (token, source) in (0..).zip(Source::ALL) {
             self.watch(&epoll, token, source)?;
@@ -117,8 +130,11 @@ impl Guard {
             }
             self.retry(now);
             self.unpark(now);
+            if self.life.is_given_up() {
+                bail!("the watchman has let everybody go");
+            }
             if ending.is_some_and(|since| self.may_end(since, now)) {
-                break;
+                return Ok(());
             }
             let parked = self.parked.front().map(|(due, _)| *due);
             let until = [self.retries.next(), parked].into_iter().flatten().fold(next_tick, Instant::min);
@@ -140,8 +156,6 @@ impl Guard {
             self.serve_questions(&mut buffer)?;
             self.closer.flush();
         }
-        self.end();
-        Ok(())
     }
 
     fn watch(&self, epoll: &Epoll, token: u64, source: Source) -> anyhow::Result<()> {

@@ -29,6 +29,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub(crate) struct Life {
     beats: AtomicU64,
     ending: AtomicBool,
+    given_up: AtomicBool,
 }
 
 impl Life {
@@ -40,6 +41,11 @@ impl Life {
     /// Whether it shall end.
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Whether the watchman has let everybody go.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 }
 
@@ -93,9 +99,10 @@ impl Watchman {
     }
 
     fn let_all_go(&self, why: &str) {
-        self.group.close();
         self.log
             .say(Level::Warning, format!("imarad: {why}: everybody is let through, and nothing is guarded any more"));
+        self.life.given_up.store(true, Ordering::Relaxed);
+        self.group.close();
         self.log.flush(LAST_WORDS);
         // Threads that hang keep the process; all else of it goes.
         std::process::exit(2);
