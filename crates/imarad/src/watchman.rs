@@ -21,8 +21,12 @@ const LOOK: Duration = Duration::from_secs(1);
 /// would kill us: a thread that hangs in the kernel would then keep the group open.
 const SILENT_LOOKS: u32 = 8;
 
-/// How long the dispatcher may take to end. It waits up to three seconds for labels that are being renewed.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The same, when it has been told to end.
+const LAST_LOOKS: u32 = 3;
+
+/// How long a dispatcher whose heart beats may take to end. It waits up to three seconds for labels that are being
+/// renewed.
+const LAST_WORDS: Duration = Duration::from_secs(15);
 
 /// What dispatcher and watchman know of each other.
 #[derive(Debug, Default)]
@@ -77,7 +81,7 @@ impl Watchman {
             let beats = self.life.beats.load(Ordering::Relaxed);
             silent = if beats == heard { silent + 1 } else { 0 };
             heard = beats;
-            if silent >= SILENT_LOOKS {
+            if silent >= if deadline.is_some() { LAST_LOOKS } else { SILENT_LOOKS } {
                 return self.let_all_go("the dispatcher stands still");
             }
             if deadline.is_some_and(|deadline| now > deadline) {

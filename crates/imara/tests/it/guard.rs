@@ -30,15 +30,15 @@ fn guard_becomes_the_daemon_beside_it_with_the_same_arguments() {
         let mut command = Command::new(&copied.program);
         command.env_remove("IMARA_RUN_DIR").current_dir("/").arg("guard").args(arguments).output().unwrap().into()
     };
-    let plain = run(&["/"]);
+    let plain = run(&["/proc"]);
     assert_eq!(
         plain.out,
-        "[--mode][enforce][--hash][sha256][--policy=builtin:appraise_tcb][--run-dir=/run/imara][--][/]"
+        "[--mode][enforce][--hash][sha256][--policy=builtin:appraise_tcb][--run-dir=/run/imara][--][/proc]"
     );
     assert_eq!((plain.code, plain.err.as_str()), (Some(7), ""));
     let full =
-        run(&["--mode", "log", "--hash", "sha512", "--policy", "builtin:tcb", "--run-dir", "/x y", "/", "/proc"]);
-    assert_eq!(full.out, "[--mode][log][--hash][sha512][--policy=builtin:tcb][--run-dir=/x y][--][/][/proc]");
+        run(&["--mode", "log", "--hash", "sha512", "--policy", "builtin:tcb", "--run-dir", "/x y", "/proc", "/proc/"]);
+    assert_eq!(full.out, "[--mode][log][--hash][sha512][--policy=builtin:tcb][--run-dir=/x y][--][/proc][/proc/]");
 }
 
 #[test]

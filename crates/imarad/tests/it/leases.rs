@@ -155,6 +155,9 @@ fn a_writer_who_does_not_wait_never_meets_a_lease_of_the_guard() {
 #[test]
 fn without_leases_a_guard_does_not_start_and_says_how_to_get_them() {
     let Some(_) = testing::root() else { return };
+    if !Command::new("unshare").args(["-m", "true"]).output().unwrap().status.success() {
+        return testing::skipped("namespaces", "a root that is a mount point");
+    }
     let scratch = ext4();
     let (_, bad) = good_and_bad(scratch.path());
     let run_dir = RunDir::new();
