@@ -14,7 +14,9 @@ use imara_linux::file::FileFacts;
 use imara_linux::lease;
 use imara_linux::lock::Lock;
 use imara_linux::open_call::OpenCall;
-use imara_linux::private_mount::PrivateMount;
+use imara_linux::private_mount;
+
+use crate::closer::{Closer, LateFd};
 
 /// File systems whose labels and contents, once in memory, are read without asking anybody: not a server, nor a program.
 const SELF_CONTAINED: [&str; 7] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs"];
@@ -44,7 +46,7 @@ pub(crate) struct Guarded {
     /// Whether its mark is still there.
     pub(crate) marked: bool,
     /// A mount of our own, through which remembered files are held without keeping the public one busy.
-    private: Option<Arc<PrivateMount>>,
+    private: Option<Arc<LateFd>>,
     /// When it was last seen to be slow.
     slow: Option<Instant>,
 }
@@ -91,9 +93,9 @@ impl FileSystems {
     }
 
     /// Makes each file system's mount of our own, where the kernel lets us, and takes it out of the guard's sight.
-    pub(crate) fn make_private(&mut self, group: &PermissionGroup, mounts: &[(PathBuf, OwnedFd)]) {
+    pub(crate) fn make_private(&mut self, group: &PermissionGroup, closer: &Closer, mounts: &[(PathBuf, OwnedFd)]) {
         for (guarded, (_, mount)) in self.guarded.iter_mut().zip(mounts) {
-            let private = PrivateMount::of(mount.as_fd()).ok();
+            let private = private_mount::of(mount.as_fd()).ok().map(|root| closer.late(root, false));
             let unseen = FsMask::OPEN.union(FsMask::EXEC);
             guarded.private =
                 private.filter(|private| group.ignore_mount(private.as_fd(), unseen).is_ok()).map(Arc::new);
@@ -101,7 +103,7 @@ impl FileSystems {
     }
 
     /// The mount of our own of the file system with this device.
-    pub(crate) fn private(&self, device: (u32, u32)) -> Option<Arc<PrivateMount>> {
+    pub(crate) fn private(&self, device: (u32, u32)) -> Option<Arc<LateFd>> {
         self.by_device(device)?.private.clone()
     }
 

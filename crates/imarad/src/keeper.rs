@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use imara_linux::epoll::Waker;
-use imara_linux::private_mount::PrivateMount;
+use imara_linux::private_mount;
 
 use crate::closer::LateFd;
 use crate::inodes::Key;
@@ -23,7 +23,7 @@ const WAITING: usize = 512;
 struct Request {
     key: Key,
     file: LateFd,
-    mount: Arc<PrivateMount>,
+    mount: Arc<LateFd>,
 }
 
 /// The thread, seen from the dispatcher.
@@ -43,7 +43,7 @@ impl Keeper {
             let _ = started.send(imara_linux::task::own());
             drop(started);
             for Request { key, file, mount } in queue {
-                let own = mount.reopen(file.as_fd());
+                let own = private_mount::reopen(mount.as_fd(), file.as_fd());
                 // Both keep something busy; the dispatcher may be waiting for them to go.
                 drop((file, mount));
                 if own.is_ok_and(|own| out.send((key, own)).is_err()) {
@@ -56,7 +56,7 @@ impl Keeper {
     }
 
     /// Asks for a file to be opened again. Never waits: if too many wait already, the file stays as it is.
-    pub(crate) fn ask(&self, key: Key, file: LateFd, mount: Arc<PrivateMount>) {
+    pub(crate) fn ask(&self, key: Key, file: LateFd, mount: Arc<LateFd>) {
         let _ = self.requests.try_send(Request { key, file, mount });
     }
 

@@ -174,7 +174,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
     for (path, mount) in mounts {
         filesystems.add(path, mount)?;
     }
-    filesystems.make_private(&group, mounts);
+    filesystems.make_private(&group, &threads.closer, mounts);
     let capacity = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(REMEMBERED);
     warn_about_unseen_hooks(&begun.policy, &threads.log);
     let life = Arc::<Life>::default();

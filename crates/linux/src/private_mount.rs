@@ -2,7 +2,7 @@
 //!
 //! Source: `open_tree(2)`, `open_by_handle_at(2)`.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -10,44 +10,29 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::error::CallError;
 use crate::sys;
 
-/// A detached copy of a mount. It has no place in the tree of mounts and goes when this is dropped; until then the file
-/// system counts as in use, even if it is unmounted everywhere else.
-#[derive(Debug)]
-pub struct PrivateMount {
-    root: OwnedFd,
+/// A detached copy of the mount whose root directory is open in `mount`: the root directory of the copy.
+///
+/// The copy has no place in the tree of mounts and goes when it is closed; until then the file system counts as in use,
+/// even if it is unmounted everywhere else. Closing may therefore be what unmounts the file system, and take its time.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.2, `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` if the mount may not be copied.
+pub fn of(mount: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(mount, c"", flags).map_err(|error| CallError::new("open_tree", mount, error))?;
+    // open_tree gives an O_PATH descriptor, which fanotify_mark(2) and open_by_handle_at(2) do not take.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(&tree, c".", flags, Mode::empty()).map_err(|error| CallError::new("openat", tree.as_fd(), error))
 }
 
-impl PrivateMount {
-    /// Copies the mount whose root directory is open in `mount`.
-    ///
-    /// # Errors
-    /// `ENOSYS` before Linux 5.2, `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` if the mount may not be copied.
-    pub fn of(mount: BorrowedFd<'_>) -> Result<Self, CallError> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let tree = open_tree(mount, c"", flags).map_err(|error| CallError::new("open_tree", mount, error))?;
-        // open_tree gives an O_PATH descriptor, which fanotify_mark(2) and open_by_handle_at(2) do not take.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(&tree, c".", flags, Mode::empty())
-            .map_err(|error| CallError::new("openat", tree.as_fd(), error))?;
-        Ok(Self { root })
-    }
-
-    /// Opens for reading, through this mount, the file that is open in `file` through another one. Must be called with
-    /// permission events of this mount ignored, or the caller waits for himself.
-    ///
-    /// # Errors
-    /// `EOPNOTSUPP` if the file system makes no handles, `ESTALE` if the file has gone, `EPERM` without
-    /// `CAP_DAC_READ_SEARCH`.
-    pub fn reopen(&self, file: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
-        let handle = sys::handle_of(file, 0).map_err(|error| CallError::new("name_to_handle_at", file, error))?;
-        sys::open_handle(self.root.as_fd(), handle, libc::O_RDONLY | libc::O_NOATIME | libc::O_CLOEXEC)
-            .map_err(|error| CallError::new("open_by_handle_at", file, error))
-    }
-}
-
-impl AsFd for PrivateMount {
-    /// Its root directory.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
+/// Opens for reading, through the mount with this root, the file that is open in `file` through another one. Must be
+/// called with permission events of that mount ignored, or the caller waits for himself.
+///
+/// # Errors
+/// `EOPNOTSUPP` if the file system makes no handles, `ESTALE` if the file has gone, `EPERM` without
+/// `CAP_DAC_READ_SEARCH`.
+pub fn reopen(root: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
+    let handle = sys::handle_of(file, 0).map_err(|error| CallError::new("name_to_handle_at", file, error))?;
+    sys::open_handle(root, handle, libc::O_RDONLY | libc::O_NOATIME | libc::O_CLOEXEC)
+        .map_err(|error| CallError::new("open_by_handle_at", file, error))
 }
