@@ -25,6 +25,7 @@ use imara_linux::{open_call, task};
 
 use crate::ask::{Ask, Hold, Repair};
 use crate::closer::LateFd;
+use crate::created::Newness;
 use crate::failure::{Answer, Failure};
 use crate::inodes::{Key, Known, Renewing, Task};
 use crate::look::{Look, Wanted};
@@ -175,6 +176,9 @@ impl Guard {
             return self.look(ask);
         };
         if ask.hold != Hold::Lease {
+            if let Some(written) = self.inodes.written_mut(&key) {
+                written.quiet = None;
+            }
             return match check::while_written(Writable { good }) {
                 Some(pass) => self.let_pass(ask.pending, pass),
                 None => self.look(ask),
@@ -184,13 +188,13 @@ impl Guard {
         if let Err(why) = self.refresh(&mut ask) {
             return self.fail(ask, Failure::FactsUnreadable, &why);
         }
-        let Some(written) = self.inodes.take_written(&key) else { return self.look(ask) };
+        let Some(mut written) = self.inodes.take_written(&key) else { return self.look(ask) };
         let untouched = written.is_untouched(&ask.facts);
+        let heard = !untouched || self.all_is_heard(&mut written);
         match written.before {
             // The notice of his close may be in the queue behind this question.
-            Some(_) if untouched && !ask.heard => {
+            Some(_) if untouched && !heard => {
                 self.inodes.write(key, written);
-                ask.heard = true;
                 self.park(ask);
             }
             Some(look) if untouched => self.judge(ask, look),
@@ -270,7 +274,12 @@ impl Guard {
         let label = look.label.as_read();
         // A digest says what the file should be; without one, or before its data came, it counts whether it is new.
         let has_digest = matches!(label.bytes().map(ImaLabel::parse), Some(Ok(ImaLabel::Digest(_))));
-        let new = !has_digest && self.is_new(&ask);
+        let new = if has_digest { Newness::Old } else { self.newness(&ask) };
+        if new == Newness::NotKnownYet && ask.patience > 0 {
+            ask.patience -= 1;
+            return self.park(ask);
+        }
+        let new = new == Newness::New;
         let outcome = match labels.read(label, FileState { size: ask.facts.size, new }) {
             Collect::Settled(outcome) => {
                 // Somebody other than its creator may ask before the kernel has told us that the file is new.
@@ -361,11 +370,11 @@ impl Guard {
 
     /// Whether the file was created since the guard began and has neither label nor content: the kernel's
     /// `IMA_NEW_FILE`. A file without a name (`O_TMPFILE`) cannot have come from elsewhere.
-    fn is_new(&mut self, ask: &Ask) -> bool {
+    fn newness(&mut self, ask: &Ask) -> Newness {
         if ask.facts.size != 0 {
-            return false;
+            return Newness::Old;
         }
-        ask.facts.links == 0 || self.created.take(ask.file(), &ask.facts)
+        if ask.facts.links == 0 { Newness::New } else { self.created.take(ask.file(), &ask.facts) }
     }
 
     /// Whether an empty file without a label may turn out to be new.

@@ -19,6 +19,7 @@ const PATIENCE: u8 = 50;
 #[derive(Debug)]
 pub(crate) struct Ask {
     pub(crate) pending: Pending,
+    key: Key,
     pub(crate) facts: FileFacts,
     pub(crate) decision: Decision,
     pub(crate) hold: Hold,
@@ -26,17 +27,16 @@ pub(crate) struct Ask {
     pub(crate) tries: u8,
     /// How often it may still be parked.
     pub(crate) patience: u8,
-    /// Whether everything that was in the kernel's queue when it came has been heard.
-    pub(crate) heard: bool,
 }
 
 impl Ask {
-    pub(crate) const fn new(pending: Pending, facts: FileFacts, decision: Decision) -> Self {
-        Self { pending, facts, decision, hold: Hold::Nothing, tries: 0, patience: PATIENCE, heard: false }
+    pub(crate) fn new(pending: Pending, facts: FileFacts, decision: Decision) -> Self {
+        let key = Key::of(pending.file(), &facts);
+        Self { pending, key, facts, decision, hold: Hold::Nothing, tries: 0, patience: PATIENCE }
     }
 
-    pub(crate) fn key(&self) -> Key {
-        Key::from(&self.facts)
+    pub(crate) const fn key(&self) -> Key {
+        self.key
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {

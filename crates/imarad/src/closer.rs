@@ -10,32 +10,58 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use imara_linux::apart::{AT_ONCE, Apart, Giver, Taker};
-use imara_linux::lease;
+use imara_linux::apart::{AT_ONCE, Apart, Giver, Taker, handing_over};
+use imara_linux::error::CallError;
+use imara_linux::{file, lease};
 
-/// Threads at most. Each that stands still has up to [`AT_ONCE`] descriptors in hand.
-const CLOSERS: u64 = 16;
+/// Lanes for files that have lost their names. A file system that stands still blocks the lane of its files, and perhaps
+/// those of others whose device number happens to lead there.
+const LANES: usize = 16;
+
+/// Threads of a lane at most. Each that stands still has up to [`AT_ONCE`] descriptors in hand.
+const CLOSERS: u64 = 4;
+
+/// So many descriptors may wait to be closed, in which case the dispatcher takes no more for a moment.
+const BEHIND: u64 = 512;
 
 /// How long a call waits for what is being closed.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Channels to the threads: one for each lane, and one for files that have a name, which are closed in no time.
+pub(crate) type Channels = Vec<(Giver, Taker)>;
+
+/// Makes them; must be done before parting.
+pub(crate) fn channels() -> Result<Channels, CallError> {
+    (0..=LANES).map(|_| handing_over()).collect()
+}
+
 /// The threads, seen from the dispatcher.
 #[derive(Debug)]
 pub(crate) struct Closer {
-    giver: Giver,
     apart: Apart,
     dropped: Dropped,
-    shared: Arc<Shared>,
-    /// The number of the last lot that was handed over.
-    given: u64,
-    /// The same, when it was last looked whether the threads keep up.
-    before: u64,
-    closers: u64,
+    /// The first is for files that have a name.
+    lanes: Vec<Lane>,
 }
 
 /// What has been dropped and is to be handed over.
 #[derive(Clone, Debug, Default)]
 struct Dropped(Arc<Mutex<Vec<OwnedFd>>>);
+
+#[derive(Debug)]
+struct Lane {
+    giver: Giver,
+    shared: Arc<Shared>,
+    /// The number of the last lot that was handed over.
+    given: u64,
+    /// Descriptors in all of them.
+    given_files: u64,
+    /// The same, when it was last looked whether the threads keep up.
+    before: u64,
+    closers: u64,
+    /// What found no room.
+    left: Vec<OwnedFd>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -58,6 +84,10 @@ struct Progress {
     parted: u64,
     /// Lots that are closed.
     closed: u64,
+    /// Descriptors in all of them.
+    closed_files: u64,
+    /// When the last one was closed.
+    last: Option<Instant>,
     calls: Vec<Call>,
 }
 
@@ -71,12 +101,13 @@ impl fmt::Debug for Progress {
 }
 
 impl Closer {
-    /// Starts the first thread.
-    pub(crate) fn start(apart: Apart, (giver, taker): (Giver, Taker)) -> Self {
-        let shared = Arc::new(Shared { taker, progress: Mutex::default(), parted: Condvar::new() });
-        let closer = Self { giver, apart, dropped: Dropped::default(), shared, given: 0, before: 0, closers: 1 };
-        closer.spawn();
-        closer
+    /// No threads yet; they come with the first descriptors.
+    pub(crate) fn new(apart: Apart, channels: Channels) -> Self {
+        let lanes = channels.into_iter().map(|(giver, taker)| {
+            let shared = Arc::new(Shared { taker, progress: Mutex::default(), parted: Condvar::new() });
+            Lane { giver, shared, given: 0, given_files: 0, before: 0, closers: 0, left: Vec::new() }
+        });
+        Self { apart, dropped: Dropped::default(), lanes: lanes.collect() }
     }
 
     /// A descriptor that is closed later. `leased`: it holds a lease, which is to be given back at once even so.
@@ -86,50 +117,97 @@ impl Closer {
 
     /// Hands over what has been dropped. To be called whenever there is nothing more urgent.
     pub(crate) fn flush(&mut self) {
-        let mut dropped = std::mem::take(&mut *lock(&self.dropped.0));
-        while !dropped.is_empty() {
-            let lot = dropped.len().saturating_sub(AT_ONCE);
-            let files: Vec<BorrowedFd<'_>> = dropped.iter().skip(lot).map(AsFd::as_fd).collect();
-            // No room, or no memory: another time.
-            if !self.giver.give(&files, self.given + 1).unwrap_or(false) {
-                break;
+        let dropped = std::mem::take(&mut *lock(&self.dropped.0));
+        for fd in dropped {
+            let lane = lane_of(fd.as_fd());
+            if let Some(lane) = self.lanes.get_mut(lane) {
+                lane.left.push(fd);
             }
-            self.given += 1;
-            // They are open on the other side too, which waits for us: closing them here ends nothing.
-            dropped.truncate(lot);
-            lock(&self.shared.progress).parted = self.given;
-            self.shared.parted.notify_all();
         }
-        lock(&self.dropped.0).append(&mut dropped);
+        for lane in &mut self.lanes {
+            lane.flush(&self.apart);
+        }
+    }
+
+    /// Whether files with names are being closed more slowly than they come; not if none is being closed at all, because
+    /// then waiting would not help.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.lanes.first().is_some_and(|lane| {
+            let progress = lock(&lane.shared.progress);
+            let waiting = lane.given_files.saturating_sub(progress.closed_files) > BEHIND;
+            waiting && progress.last.is_some_and(|last| last.elapsed() < PATIENCE)
+        })
     }
 
     /// Calls this when what has been dropped until now is closed, or stands still.
     pub(crate) fn afterwards(&mut self, call: impl FnOnce() + Send + 'static) {
         self.flush();
-        let mut progress = lock(&self.shared.progress);
-        let now = Instant::now();
-        progress.calls.push(Call { lot: self.given, due: now + PATIENCE, run: Box::new(call) });
-        progress.call(now);
+        if let Some(lane) = self.lanes.first() {
+            let now = Instant::now();
+            let mut progress = lock(&lane.shared.progress);
+            progress.calls.push(Call { lot: lane.given, due: now + PATIENCE, run: Box::new(call) });
+            progress.call(now);
+        }
     }
 
     /// Sees to it that threads that stand still do not keep the others' descriptors open. To be called now and then.
     pub(crate) fn watch(&mut self, now: Instant) {
         self.flush();
+        for lane in &mut self.lanes {
+            lane.watch(&self.apart, now);
+        }
+    }
+}
+
+/// The lane of a file: the first, unless it has lost its name.
+fn lane_of(fd: BorrowedFd<'_>) -> usize {
+    match file::facts(fd) {
+        Ok(facts) if facts.links == 0 => {
+            let (major, minor) = facts.device;
+            let number = usize::try_from(major.wrapping_mul(31).wrapping_add(minor)).unwrap_or(0);
+            1 + number % LANES
+        }
+        Ok(_) | Err(_) => 0,
+    }
+}
+
+impl Lane {
+    fn flush(&mut self, apart: &Apart) {
+        while !self.left.is_empty() {
+            let lot = self.left.len().saturating_sub(AT_ONCE);
+            let files: Vec<BorrowedFd<'_>> = self.left.iter().skip(lot).map(AsFd::as_fd).collect();
+            // No room, or no memory: another time.
+            if !self.giver.give(&files, self.given + 1).unwrap_or(false) {
+                break;
+            }
+            self.given += 1;
+            self.given_files += u64::try_from(files.len()).unwrap_or(0);
+            // They are open on the other side too, which waits for us: closing them here ends nothing.
+            self.left.truncate(lot);
+            lock(&self.shared.progress).parted = self.given;
+            self.shared.parted.notify_all();
+            if self.closers == 0 {
+                self.spawn(apart);
+            }
+        }
+    }
+
+    fn watch(&mut self, apart: &Apart, now: Instant) {
         let mut progress = lock(&self.shared.progress);
         progress.call(now);
         // All but one may stand still.
         let stuck = progress.closed + self.closers <= self.before;
         drop(progress);
         self.before = self.given;
-        if stuck && self.closers < CLOSERS {
-            self.closers += 1;
-            self.spawn();
+        if stuck && self.before > 0 && self.closers < CLOSERS {
+            self.spawn(apart);
         }
     }
 
-    fn spawn(&self) {
+    fn spawn(&mut self, apart: &Apart) {
+        self.closers += 1;
         let shared = Arc::clone(&self.shared);
-        self.apart.start("closer", move || shared.serve());
+        apart.start("closer", move || shared.serve());
     }
 }
 
@@ -142,10 +220,13 @@ impl Shared {
                 progress = self.parted.wait(progress).unwrap_or_else(PoisonError::into_inner);
             }
             drop(progress);
+            let count = u64::try_from(files.len()).unwrap_or(0);
             files.clear();
-            let mut progress = lock(&self.progress);
+            let (mut progress, now) = (lock(&self.progress), Instant::now());
             progress.closed += 1;
-            progress.call(Instant::now());
+            progress.closed_files += count;
+            progress.last = Some(now);
+            progress.call(now);
         }
     }
 }

@@ -4,10 +4,10 @@
 //! a label may not: somebody may have emptied it and stripped its label while nobody looked. The difference cannot be
 //! seen in the file, so we remember the handles of files whose creation we heard of, until they are asked for.
 
-use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+use hashlink::LinkedHashMap;
 use imara_linux::create::{CreateBuffer, CreateGroup, Creation, FileHandle, file_handle};
 use imara_linux::file::{self, FileFacts, Time};
 
@@ -23,69 +23,92 @@ const FRESH: i64 = 60;
 /// later than this (in seconds).
 const RACE: i64 = 1;
 
+/// Reads at once at most; one gives about 150 notices.
+const READS: usize = 32;
+
+/// Whether a file was created under guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Newness {
+    New,
+    Old,
+    /// There are more notices than could be read at once.
+    NotKnownYet,
+}
+
 /// The creations we heard of.
 #[derive(Debug)]
 pub(crate) struct Created {
     group: CreateGroup,
     buffer: CreateBuffer,
-    heard: HashMap<FileHandle, Time>,
-    order: VecDeque<FileHandle>,
+    /// In the order in which they were heard of.
+    heard: LinkedHashMap<FileHandle, Time>,
     began: Time,
     running: Instant,
 }
 
 impl Created {
     pub(crate) fn new(group: CreateGroup) -> Self {
-        let (heard, order) = (HashMap::new(), VecDeque::new());
         let (began, running) = (file::clock(), Instant::now());
-        Self { group, buffer: CreateBuffer::default(), heard, order, began, running }
+        Self { group, buffer: CreateBuffer::default(), heard: LinkedHashMap::new(), began, running }
     }
 
     pub(crate) const fn group(&self) -> &CreateGroup {
         &self.group
     }
 
-    /// Reads the notices that are there. Returns how many were lost.
+    /// Reads some of the notices that are there: who makes links faster than we read must not keep us. Returns how many
+    /// were lost.
     pub(crate) fn listen(&mut self) -> u64 {
         let mut lost = 0;
-        loop {
-            let now = file::clock();
-            let Ok(notices) = self.group.read(&mut self.buffer) else { return lost };
-            let mut any = false;
-            for notice in notices {
-                any = true;
-                match notice {
-                    Ok(Creation::File(handle)) => {
-                        if self.heard.insert(handle, now).is_none() {
-                            self.order.push_back(handle);
-                        }
-                    }
-                    Ok(_) | Err(_) => lost += 1,
-                }
-            }
-            if !any {
-                break;
-            }
-        }
-        while self.order.len() > CAPACITY {
-            if let Some(oldest) = self.order.pop_front() {
-                self.heard.remove(&oldest);
+        for _ in 0..READS {
+            match self.hear() {
+                Some(more) => lost += more,
+                None => break,
             }
         }
         lost
     }
 
+    /// Reads once; how many notices were lost, or `None` if there is nothing more.
+    fn hear(&mut self) -> Option<u64> {
+        let now = file::clock();
+        let notices = self.group.read(&mut self.buffer).ok()?;
+        let (mut lost, mut any) = (0, false);
+        for notice in notices {
+            any = true;
+            match notice {
+                Ok(Creation::File(handle)) => {
+                    self.heard.insert(handle, now);
+                }
+                Ok(_) | Err(_) => lost += 1,
+            }
+        }
+        while self.heard.len() > CAPACITY {
+            self.heard.pop_front();
+        }
+        any.then_some(lost)
+    }
+
     /// Whether this file was created under guard and has not been asked about before. The notice of an `open(O_CREAT)`
-    /// is in the queue before its own question is, so reading the queue now is enough.
-    pub(crate) fn take(&mut self, descriptor: BorrowedFd<'_>, facts: &FileFacts) -> bool {
-        self.listen();
-        let Ok(handle) = file_handle(descriptor) else { return false };
-        let Some(heard) = self.heard.remove(&handle) else { return false };
-        match facts.born {
+    /// is in the queue before its own question is, so what is in the queue now is enough.
+    pub(crate) fn take(&mut self, descriptor: BorrowedFd<'_>, facts: &FileFacts) -> Newness {
+        let Ok(handle) = file_handle(descriptor) else { return Newness::Old };
+        let mut behind = true;
+        for _ in 0..READS {
+            behind = self.hear().is_some();
+            if !behind || self.heard.contains_key(&handle) {
+                break;
+            }
+        }
+        let Some(heard) = self.heard.remove(&handle) else {
+            return if behind { Newness::NotKnownYet } else { Newness::Old };
+        };
+        let new = match facts.born {
             Some(born) => born_lately(born, self.began(), heard, FRESH),
             // Without a birth, that it has one name and no old contents has to do.
             None => facts.links <= 1 && born_lately(facts.modified, self.began(), heard, FRESH),
-        }
+        };
+        if new { Newness::New } else { Newness::Old }
     }
 
     /// Whether the notice of this file's creation may still be on its way.

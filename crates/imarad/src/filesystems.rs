@@ -107,6 +107,11 @@ impl FileSystems {
         self.by_device(device)?.private.clone()
     }
 
+    /// The number of the file system with this device; one more than there are, if it is not known.
+    pub(crate) fn number(&self, device: (u32, u32)) -> usize {
+        self.devices.get(&device).copied().unwrap_or(self.guarded.len())
+    }
+
     fn by_device(&self, device: (u32, u32)) -> Option<&Guarded> {
         self.devices.get(&device).and_then(|index| self.guarded.get(*index))
     }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use hashlink::{LinkedHashMap, LinkedHashSet};
 use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
+use imara_linux::create::short_handle;
 use imara_linux::file::{FileFacts, Time};
 
 use crate::ask::Ask;
@@ -34,24 +35,30 @@ const SOON: Duration = Duration::from_millis(50);
 /// Written files without a name that are remembered at most.
 const ORPHANS: usize = 4096;
 
-/// An inode that lives: device, number, and birth, so that a number that is used again is another inode.
+/// An inode that lives: device, number, birth and handle, so that a number that is used again is another inode, and so is
+/// that of another btrfs subvolume on a device number that is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
     device: (u32, u32),
     inode: u64,
     born: Option<Time>,
+    handle: Option<[u8; 24]>,
 }
 
 impl Key {
+    /// That of an open file.
+    pub(crate) fn of(file: BorrowedFd<'_>, facts: &FileFacts) -> Self {
+        Self { device: facts.device, inode: facts.inode, born: facts.born, handle: short_handle(file) }
+    }
+
     /// The device, as the file shows it.
     pub(crate) const fn device(&self) -> (u32, u32) {
         self.device
     }
-}
 
-impl From<&FileFacts> for Key {
-    fn from(facts: &FileFacts) -> Self {
-        Self { device: facts.device, inode: facts.inode, born: facts.born }
+    /// Whether no later inode can be taken for this one.
+    pub(crate) const fn is_unique(&self) -> bool {
+        self.handle.is_some() || self.born.is_some()
     }
 }
 
@@ -84,6 +91,8 @@ pub(crate) struct Written {
     pub(crate) file: Option<LateFd>,
     /// When that is tried next.
     pub(crate) due: Option<Instant>,
+    /// If there was no writer: how many events must have been handled until all that happened before is known.
+    pub(crate) quiet: Option<u64>,
     /// Whether we have already complained that its label could not be renewed.
     pub(crate) complained: bool,
 }
@@ -164,6 +173,8 @@ pub(crate) struct Inodes {
     written: HashMap<Key, Written>,
     busy: HashMap<Key, Busy>,
     leases: HashMap<RawFd, Key>,
+    /// When work on a device last moved.
+    moved: HashMap<(u32, u32), Instant>,
     orphans: LinkedHashSet<Key>,
     capacity: usize,
 }
@@ -176,6 +187,7 @@ impl Inodes {
             written: HashMap::new(),
             busy: HashMap::new(),
             leases: HashMap::new(),
+            moved: HashMap::new(),
             orphans: LinkedHashSet::new(),
             capacity: capacity.max(1),
         }
@@ -293,6 +305,15 @@ impl Inodes {
 
     /// Notes that a written file has no name any more. Such files are forgotten in turn: nobody tells us of their end.
     pub(crate) fn orphan(&mut self, key: Key) {
+        if key.is_unique() {
+            self.bound(key);
+        } else {
+            self.written.remove(&key);
+        }
+    }
+
+    /// Keeps what is written of this file among the last few thousand that may never be heard of again.
+    pub(crate) fn bound(&mut self, key: Key) {
         self.orphans.insert(key);
         if self.orphans.len() > ORPHANS
             && let Some(oldest) = self.orphans.pop_front()
@@ -330,34 +351,53 @@ impl Inodes {
         Some(busy)
     }
 
-    /// Whoever waits for work that has not moved for `limit`; their leases are given back.
+    /// Whoever waits for work that has not moved for `limit`; their leases are given back. Work that has not begun counts
+    /// as moving as long as other work on its file system does: it only waits for its turn.
     pub(crate) fn abandon_stuck(&mut self, now: Instant, limit: Duration) -> Vec<Abandoned> {
         let mut stuck = Vec::new();
-        for busy in self.busy.values_mut() {
+        for (key, busy) in &mut self.busy {
             let progress = busy.progress.load(Ordering::Relaxed);
             if progress != busy.seen.0 {
                 busy.seen = (progress, now);
-            } else if now.duration_since(busy.seen.1) > limit && busy.stalled.is_none() {
-                let renewal = matches!(busy.task, Some(Task::Renew(_)));
-                let failure = if renewal { Failure::LabelNotWritten } else { Failure::HashStalled };
-                busy.stalled = Some(failure);
-                if let Some(fd) = busy.lease.take() {
-                    self.leases.remove(&fd);
-                    if let Some(file) = busy.task.as_ref().map(Task::file) {
-                        // The worker still holds the description; a writer must not wait for it.
-                        let _ = imara_linux::lease::release(file);
-                    }
-                }
-                stuck.push((failure, busy.task.take(), std::mem::take(&mut busy.waiting)));
+                self.moved.insert(key.device, now);
             }
+        }
+        self.moved.retain(|_, moved| now.duration_since(*moved) <= limit);
+        for (key, busy) in &mut self.busy {
+            let turn = busy.seen.0 == 0 && self.moved.contains_key(&key.device);
+            if turn || busy.stalled.is_some() || now.duration_since(busy.seen.1) <= limit {
+                continue;
+            }
+            let renewal = matches!(busy.task, Some(Task::Renew(_)));
+            let failure = if renewal { Failure::LabelNotWritten } else { Failure::HashStalled };
+            busy.stalled = Some(failure);
+            if let Some(fd) = busy.lease.take() {
+                self.leases.remove(&fd);
+                if let Some(file) = busy.task.as_ref().map(Task::file) {
+                    // The worker still holds the description; a writer must not wait for it.
+                    let _ = imara_linux::lease::release(file);
+                }
+            }
+            stuck.push((failure, busy.task.take(), std::mem::take(&mut busy.waiting)));
         }
         stuck
     }
 
-    /// Devices of files on which a worker has not moved for this long.
+    /// Work that was done: its file system moves.
+    pub(crate) fn note_move(&mut self, key: &Key) {
+        self.moved.insert(key.device, Instant::now());
+    }
+
+    /// Devices of files on which a worker has begun and not moved for this long.
     pub(crate) fn stalled_for(&self, now: Instant, long: Duration) -> Vec<(u32, u32)> {
-        let stalled = self.busy.iter().filter(|(_, busy)| now.duration_since(busy.seen.1) > long);
+        let begun = self.busy.iter().filter(|(_, busy)| busy.seen.0 > 0);
+        let stalled = begun.filter(|(_, busy)| now.duration_since(busy.seen.1) > long);
         stalled.map(|(key, _)| key.device).collect()
+    }
+
+    /// Whether there are descriptors to spare for files that are being written.
+    pub(crate) fn has_room_for_writers(&self) -> bool {
+        self.written.len() < self.capacity / 4
     }
 
     /// Numbers for `imara status`: known, written, busy.

@@ -6,7 +6,6 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -30,7 +29,14 @@ use crate::look::{Label, Look, Sighting, Wanted};
 const WORKERS: usize = 128;
 
 /// Workers at most that one file system keeps busy: one that hangs leaves the others some.
-const PER_DEVICE: usize = 96;
+const PER_FILE_SYSTEM: usize = 64;
+
+/// Workers at most that write labels, which frozen file systems keep, and that read large files, which takes long: so
+/// there are always some for what is over in a moment.
+const PER_KIND: usize = 56;
+
+/// A file larger than this is a large one.
+const LARGE: u64 = 1 << 20;
 
 /// Workers at most that the files of one owner keep busy, unless that is root: huge files cost him nothing.
 const PER_OWNER: usize = 32;
@@ -57,10 +63,47 @@ pub(crate) struct Job {
     pub(crate) key: Key,
     pub(crate) serial: u64,
     pub(crate) owner: Uid,
+    /// Number of the file system: all subvolumes of a btrfs have one.
+    pub(crate) file_system: usize,
+    /// Bytes.
+    pub(crate) size: u64,
     /// The dispatcher's descriptor. It stays open until the report.
     pub(crate) file: RawFd,
     pub(crate) work: Work,
     pub(crate) progress: Arc<AtomicU64>,
+}
+
+/// What a job takes part of, each of which is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Share {
+    FileSystem(usize),
+    Owner(Uid),
+    Writers,
+    Large,
+}
+
+impl Share {
+    const fn limit(self) -> usize {
+        match self {
+            Self::FileSystem(_) => PER_FILE_SYSTEM,
+            Self::Owner(ROOT) => WORKERS,
+            Self::Owner(_) => PER_OWNER,
+            Self::Writers | Self::Large => PER_KIND,
+        }
+    }
+}
+
+impl Job {
+    fn shares(&self) -> Vec<Share> {
+        let kind = match self.work {
+            Work::Renew(_) | Work::Label(_) => Some(Share::Writers),
+            Work::Look(_) => (self.size > LARGE).then_some(Share::Large),
+        };
+        [Some(Share::FileSystem(self.file_system)), Some(Share::Owner(self.owner)), kind]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
 }
 
 /// What came of it.
@@ -109,8 +152,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Job>,
-    devices: HashMap<(u32, u32), usize>,
-    owners: HashMap<Uid, usize>,
+    shares: HashMap<Share, usize>,
     idle: usize,
     workers: usize,
 }
@@ -118,29 +160,24 @@ struct State {
 impl State {
     /// The first job that may begin now.
     fn take(&mut self) -> Option<Job> {
-        let at = self.queue.iter().position(|job| {
-            let of_device = self.devices.get(&job.key.device()).copied().unwrap_or(0);
-            let of_owner = self.owners.get(&job.owner).copied().unwrap_or(0);
-            of_device < PER_DEVICE && (job.owner == ROOT || of_owner < PER_OWNER)
-        })?;
+        let free = |share: &Share| self.shares.get(share).copied().unwrap_or(0) < share.limit();
+        let at = self.queue.iter().position(|job| job.shares().iter().all(free))?;
         let job = self.queue.remove(at)?;
-        *self.devices.entry(job.key.device()).or_default() += 1;
-        *self.owners.entry(job.owner).or_default() += 1;
+        for share in job.shares() {
+            *self.shares.entry(share).or_default() += 1;
+        }
         Some(job)
     }
 
-    /// A job that was taken has ended.
-    fn ended(&mut self, device: (u32, u32), owner: Uid) {
-        less(&mut self.devices, device);
-        less(&mut self.owners, owner);
-    }
-}
-
-fn less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K) {
-    if let Entry::Occupied(mut count) = counts.entry(key) {
-        *count.get_mut() -= 1;
-        if *count.get() == 0 {
-            count.remove();
+    /// A job that was taken, with these shares, has ended.
+    fn ended(&mut self, shares: &[Share]) {
+        for share in shares {
+            if let Entry::Occupied(mut count) = self.shares.entry(*share) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
         }
     }
 }
@@ -189,7 +226,9 @@ impl Shared {
     /// Works until there has been nothing to do for a while.
     fn serve(&self) {
         let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new() };
-        while let Some(Job { key, serial, owner, file, work, progress }) = self.next() {
+        while let Some(job) = self.next() {
+            let shares = job.shares();
+            let Job { key, serial, file, work, progress, .. } = job;
             // It has begun. (Whoever waits for one that does not begin in time is answered too.)
             progress.fetch_add(1, Ordering::Relaxed);
             let done = match self.home.fetch(file) {
@@ -197,7 +236,7 @@ impl Shared {
                 Ok(file) => worker.work(&file, work, &progress),
                 Err(error) => Done::Unreadable(error.to_string()),
             };
-            self.lock().ended(key.device(), owner);
+            self.lock().ended(&shares);
             if self.out.send(Report { key, serial, done }).is_err() {
                 return;
             }
@@ -217,7 +256,8 @@ impl Shared {
             state = back;
             if waited.timed_out() {
                 state.idle -= 1;
-                return None;
+                // One may have come in after the time was over and before we had the lock again.
+                return state.take();
             }
         }
     }
@@ -301,30 +341,38 @@ fn write_label(file: &OwnedFd, digest: &Digest) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use imara_linux::file::FileFacts;
+    use imara_integrity::policy::Decision;
 
     /// How many of these jobs may begin at once.
-    fn begun(state: &mut State, minor: u32, owner: Uid, count: usize) -> usize {
+    fn begun(state: &mut State, file_system: usize, owner: Uid, size: u64, work: Work, count: usize) -> usize {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let facts = FileFacts { device: (7, minor), ..file::facts(null.as_fd()).unwrap() };
+        let key = Key::of(null.as_fd(), &file::facts(null.as_fd()).unwrap());
         for _ in 0..count {
-            let (file, progress) = (-1, Arc::default());
-            let work = Work::Label(Digest::of(HashAlgorithm::Sha256, b""));
-            state.queue.push_back(Job { key: Key::from(&facts), serial: 0, owner, file, work, progress });
+            let progress = Arc::default();
+            state.queue.push_back(Job { key, serial: 0, owner, file_system, size, file: -1, work, progress });
         }
         std::iter::from_fn(|| state.take()).count()
     }
 
     #[test]
-    fn neither_an_owner_nor_a_file_system_takes_all_workers() {
+    fn nothing_takes_all_workers() {
+        let settings = Settings { mode: check::Mode::Enforce, hash: HashAlgorithm::Sha256 };
+        let wanted = Wanted { decision: Decision::default(), settings, known: None, anyway: None };
+        let (look, write) = (Work::Look(wanted), Work::Renew(settings));
         let mut state = State::default();
-        assert_eq!(begun(&mut state, 1, Uid(1000), 100), PER_OWNER);
-        assert_eq!(begun(&mut state, 1, Uid(1001), 10), 10, "another owner");
-        assert_eq!(begun(&mut state, 1, ROOT, 100), PER_DEVICE - PER_OWNER - 10);
-        assert_eq!(begun(&mut state, 2, ROOT, 10), 10, "another file system");
-        state.ended((7, 1), Uid(1000));
+        assert_eq!(begun(&mut state, 1, Uid(1000), 1, look, 100), PER_OWNER, "an owner");
+        assert_eq!(begun(&mut state, 1, Uid(1001), 1, look, 10), 10, "another owner");
+        assert_eq!(begun(&mut state, 1, ROOT, 1, look, 100), PER_FILE_SYSTEM - PER_OWNER - 10, "a file system");
+        assert_eq!(begun(&mut state, 2, ROOT, 1, look, 10), 10, "another file system");
+        state.ended(&[Share::FileSystem(1), Share::Owner(Uid(1000))]);
         assert_eq!(state.take().unwrap().owner, Uid(1000), "his turn again");
-        state.ended((7, 1), ROOT);
-        assert!(state.take().is_some_and(|job| job.owner == ROOT), "whoever may, even if others came before");
+
+        let mut state = State::default();
+        let frozen: usize = (1..9).map(|number| begun(&mut state, number, ROOT, 1, write, 20)).sum();
+        assert_eq!(frozen, PER_KIND, "frozen file systems");
+        let large: usize = (1..9).map(|number| begun(&mut state, number, ROOT, LARGE + 1, look, 20)).sum();
+        assert_eq!(large, PER_KIND, "large files");
+        assert_eq!(begun(&mut state, 9, ROOT, LARGE, look, 10), 10, "what is small begins at once");
+        const { assert!(2 * PER_KIND < WORKERS) };
     }
 }

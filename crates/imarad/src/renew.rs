@@ -120,21 +120,25 @@ impl Guard {
     /// Somebody is let in who may write. `file` is kept for a while to see whether he has gone; `before` is what is
     /// in the file as long as he has not written.
     pub(crate) fn now_written(&mut self, key: Key, good: bool, before: Option<Look>, file: Option<LateFd>) {
+        let file = file.filter(|_| self.inodes.has_room_for_writers());
         let due = file.as_ref().and_then(|_| self.retries.later(key, 0));
         let (writable, file) = (Writable { good }, file.filter(|_| due.is_some()));
-        self.inodes.write(key, Written { writable, before, file, due, complained: false });
+        self.inodes.write(key, Written { writable, before, file, due, complained: false, quiet: None });
     }
 
     /// The file is good and its label could not be written: whoever comes next tries again.
     fn still_to_renew(&mut self, key: Key) {
         let writable = Writable { good: true };
-        self.inodes.write(key, Written { writable, before: None, file: None, due: None, complained: true });
+        let written = Written { writable, before: None, file: None, due: None, complained: true, quiet: None };
+        self.inodes.write(key, written);
+        // If nobody comes, nobody tells us of its end either.
+        self.inodes.bound(key);
     }
 
     /// A writer has closed the file; it need not have been the last one.
     pub(crate) fn closed(&mut self, file: LateFd) {
         let Ok(facts) = file::facts(file.as_fd()) else { return };
-        let key = Key::from(&facts);
+        let key = Key::of(file.as_fd(), &facts);
         if let Some(busy) = self.inodes.busy_mut(&key) {
             busy.closed = Some(file);
             return;
@@ -170,6 +174,12 @@ impl Guard {
             Ok(Taken::Held) => {
                 file.now_leased();
                 let untouched = file::facts(file.as_fd()).is_ok_and(|facts| written.is_untouched(&facts));
+                if untouched && !self.all_is_heard(&mut written) {
+                    file.release();
+                    written.due = self.retries.later(key, attempt);
+                    written.file = Some(file).filter(|_| written.due.is_some());
+                    return self.inodes.write(key, written);
+                }
                 match written.before {
                     Some(look) if untouched => {
                         if let Some(digest) = look.digest {
@@ -191,6 +201,14 @@ impl Guard {
                 self.inodes.write(key, written);
             }
         }
+    }
+
+    /// Whether the notice of a close that came before the lease was taken cannot be in the queue any more. To be asked
+    /// again, with a lease that was taken again, until it is so.
+    pub(crate) fn all_is_heard(&self, written: &mut Written) -> bool {
+        let queued = self.group.queued().unwrap_or(0);
+        let mark = *written.quiet.get_or_insert(self.events_read + queued);
+        self.events_handled >= mark || (queued == 0 && self.events_handled == self.events_read)
     }
 
     /// Has the label renewed under the lease that the descriptor holds. `complained`: it failed before, and was logged.
@@ -217,7 +235,8 @@ impl Guard {
             }
         };
         self.serial += 1;
-        let owner = file::facts(file.as_fd()).map_or(Uid(0), |facts| facts.owner);
+        let (owner, size) = file::facts(file.as_fd()).map_or((Uid(0), 0), |facts| (facts.owner, facts.size));
+        let file_system = self.filesystems.number(key.device());
         let progress = Arc::new(AtomicU64::new(0));
         let busy = Busy {
             task: Some(task),
@@ -234,13 +253,14 @@ impl Guard {
         };
         let file = busy.job.as_raw_fd();
         self.inodes.occupy(key, busy);
-        self.pool.submit(Job { key, serial: self.serial, owner, file, work, progress });
+        self.pool.submit(Job { key, serial: self.serial, owner, file_system, size, file, work, progress });
     }
 
     /// A worker is done.
     pub(crate) fn reported(&mut self, report: Report) {
         let Report { key, serial, done } = report;
         let Some(mut busy) = self.inodes.take_busy(&key, serial) else { return };
+        self.inodes.note_move(&key);
         // A lease that was being broken for so long may have been taken from us, and the content with it.
         let trusted = busy.broken.is_none_or(|since| since.elapsed() < self.break_time);
         match (busy.task.take(), done) {

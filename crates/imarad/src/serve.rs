@@ -81,6 +81,9 @@ pub(crate) struct Guard {
     pub(crate) hasher: FileHasher,
     pub(crate) label: Vec<u8>,
     pub(crate) serial: u64,
+    /// Events taken out of the kernel's queue, and those of them that have been dealt with.
+    pub(crate) events_read: u64,
+    pub(crate) events_handled: u64,
     pub(crate) started: Instant,
 }
 
@@ -153,8 +156,14 @@ impl Guard {
                 self.mounts_changed();
             }
             self.counters.creations_lost += self.created.listen();
-            self.serve_questions(&mut buffer)?;
             self.closer.flush();
+            if self.closer.is_behind() {
+                // Each question brings a descriptor. Whoever asks now waits for a moment, instead of being refused by the
+                // kernel because there is none left.
+                std::thread::sleep(Duration::from_millis(1));
+            } else {
+                self.serve_questions(&mut buffer)?;
+            }
         }
     }
 
@@ -181,6 +190,7 @@ impl Guard {
             }
             Err(error) => return Err(error.into()),
         };
+        self.events_read += u64::try_from(events.len()).unwrap_or(u64::MAX);
         for event in events {
             match event? {
                 Event::Permission(pending) => self.asked(pending),
@@ -195,6 +205,7 @@ impl Guard {
                 }
                 _ => {}
             }
+            self.events_handled += 1;
         }
         Ok(())
     }

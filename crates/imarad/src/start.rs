@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use imara_integrity::event::Hook;
 use imara_integrity::policy::{Family, Policy, Verb};
-use imara_linux::apart::{self, Apart, Giver, Home, Taker};
+use imara_linux::apart::{Apart, Home};
 use imara_linux::control::Listener;
 use imara_linux::create::CreateGroup;
 use imara_linux::epoll::Waker;
@@ -27,7 +27,7 @@ use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{self, Hangup, Signals};
 use imara_linux::{limits, mount_point, task};
 
-use crate::closer::Closer;
+use crate::closer::{self, Channels, Closer};
 use crate::config::Config;
 use crate::created::Created;
 use crate::filesystems::FileSystems;
@@ -41,11 +41,9 @@ use crate::status::Counters;
 use crate::watchman::{Life, Watchman};
 use crate::{control, policies};
 
-/// Remembered files at most, each with a descriptor and a lease.
+/// Remembered files at most, each with a descriptor and a lease; and half of what we may open. The other half is for events
+/// in hand, writers, jobs, and what waits to be closed.
 const REMEMBERED: u64 = 16_384;
-
-/// Descriptors that we need for other things: events in hand, pipes, sockets.
-const SPARE_DESCRIPTORS: u64 = 1_024;
 
 /// The kernel takes a lease away this long after it began to break it; we do not trust it in the last moments.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
@@ -118,13 +116,13 @@ fn hangup() -> Hangup {
 struct Sides {
     wake: Arc<Waker>,
     home: Home,
-    closing: (Giver, Taker),
+    closing: Channels,
     apart: Apart,
 }
 
 impl Sides {
     fn part() -> anyhow::Result<Self> {
-        let (wake, home, closing) = (Arc::new(Waker::new()?), Home::find()?, apart::handing_over()?);
+        let (wake, home, closing) = (Arc::new(Waker::new()?), Home::find()?, closer::channels()?);
         Ok(Self { wake, home, closing, apart: Apart::part()? })
     }
 }
@@ -145,7 +143,7 @@ impl Threads {
     fn start(config: &Config, sides: Sides) -> anyhow::Result<Self> {
         let Sides { wake, home, closing, apart } = sides;
         let log = Log::start(config.log, &apart);
-        let closer = Closer::start(apart.clone(), closing);
+        let closer = Closer::new(apart.clone(), closing);
         let (started, own) = channel();
         let _ = started.send(task::own());
         let pool = Pool::new(apart, home, Arc::clone(&wake));
@@ -175,7 +173,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         filesystems.add(path, mount)?;
     }
     filesystems.make_private(&group, &threads.closer, mounts);
-    let capacity = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(REMEMBERED);
+    let capacity = (descriptors / 2).min(REMEMBERED);
     warn_about_unseen_hooks(&begun.policy, &threads.log);
     let life = Arc::<Life>::default();
     let watchman = Watchman {
@@ -213,6 +211,8 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         hasher: FileHasher::default(),
         label: Vec::new(),
         serial: 0,
+        events_read: 0,
+        events_handled: 0,
         started: Instant::now(),
     })
 }

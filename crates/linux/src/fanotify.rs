@@ -189,6 +189,17 @@ impl PermissionGroup {
         }
     }
 
+    /// How many events wait to be read at most (`FIONREAD`).
+    ///
+    /// # Errors
+    /// Those of `ioctl`, or closed.
+    pub fn queued(&self) -> Result<u64, FanotifyError> {
+        let bytes = self.fd.with(|group| rustix::io::ioctl_fionread(group)).ok_or(FanotifyError::Closed)?;
+        let bytes = bytes.map_err(|error| CallError::new("ioctl(FIONREAD)", Target::Process, error))?;
+        // The shortest event is its metadata alone.
+        Ok(bytes.div_ceil(u64::try_from(crate::sys::METADATA_LEN).unwrap_or(u64::MAX)))
+    }
+
     /// Devices (major, minor) of the file systems that are marked, as the kernel lists them: a mark goes with its file
     /// system, without an event.
     ///
