@@ -92,14 +92,9 @@ impl Guard {
 
     fn masks_of(&self, tid: i32) -> &'static [Mask] {
         const READ_WRITE: Mask = Mask::READ.union(Mask::WRITE);
-        const ANY: &[Mask] = &[
-            Mask::READ,
-            Mask::WRITE,
-            READ_WRITE,
-            Mask::EXEC,
-            Mask::WRITE.union(Mask::APPEND),
-            READ_WRITE.union(Mask::APPEND),
-        ];
+        const ANY: &[Mask] =
+            &[Mask::READ, Mask::WRITE, READ_WRITE, Mask::WRITE.union(Mask::APPEND), READ_WRITE.union(Mask::APPEND)];
+        // Not to execute it: the system calls for that are known.
         let Ok(Some(call)) = open_call::open_call(tid) else { return ANY };
         crate::filesystems::masks(call).unwrap_or(ANY)
     }
@@ -133,6 +128,7 @@ impl Guard {
         }
         match self.inodes.known(&key) {
             None => self.look(ask),
+            Some(known) if known.sighting.size() != ask.facts.size => self.consider_cut(ask, key),
             Some(known) => {
                 let digest = known.digest;
                 let seen = known.sighting.holds(&ask.facts).then(|| Look {
@@ -143,6 +139,17 @@ impl Guard {
                 self.consider_known(ask, key, digest, seen);
             }
         }
+    }
+
+    /// The file was cut under our lease: `open(O_RDONLY|O_TRUNC)` is a reader to the kernel, which breaks no read lease
+    /// for it and tells nobody of its close.
+    fn consider_cut(&mut self, ask: Ask, key: Key) {
+        let good = self.inodes.take_known(&key).is_some_and(|known| self.was_good(&known));
+        if !good {
+            return self.look(ask);
+        }
+        self.now_written(key, true, None, None);
+        self.consider_written(ask, key);
     }
 
     /// The content's digest is known, and its label too unless it may have been changed.
@@ -356,6 +363,9 @@ impl Guard {
             (self.filesystems.private(key.device()), known.file.as_fd().try_clone_to_owned())
         {
             self.keeper.ask(key, self.closer.late(copy, false), mount);
+        }
+        while let Some((oldest, surplus)) = self.inodes.take_surplus() {
+            self.retire(oldest, surplus);
         }
         self.inodes.know(key, known);
     }

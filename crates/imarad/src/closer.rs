@@ -21,9 +21,6 @@ const LANES: usize = 16;
 /// Threads of a lane at most. Each that stands still has up to [`AT_ONCE`] descriptors in hand.
 const CLOSERS: u64 = 4;
 
-/// So many descriptors may wait to be closed, in which case the dispatcher takes no more for a moment.
-const BEHIND: u64 = 512;
-
 /// How long a call waits for what is being closed.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -42,6 +39,8 @@ pub(crate) struct Closer {
     dropped: Dropped,
     /// The first is for files that have a name.
     lanes: Vec<Lane>,
+    /// So many descriptors may wait to be closed; if there are more, the dispatcher takes no more for a moment.
+    allowance: u64,
 }
 
 /// What has been dropped and is to be handed over.
@@ -102,12 +101,12 @@ impl fmt::Debug for Progress {
 
 impl Closer {
     /// No threads yet; they come with the first descriptors.
-    pub(crate) fn new(apart: Apart, channels: Channels) -> Self {
+    pub(crate) fn new(apart: Apart, channels: Channels, allowance: u64) -> Self {
         let lanes = channels.into_iter().map(|(giver, taker)| {
             let shared = Arc::new(Shared { taker, progress: Mutex::default(), parted: Condvar::new() });
             Lane { giver, shared, given: 0, given_files: 0, before: 0, closers: 0, left: Vec::new() }
         });
-        Self { apart, dropped: Dropped::default(), lanes: lanes.collect() }
+        Self { apart, dropped: Dropped::default(), lanes: lanes.collect(), allowance }
     }
 
     /// A descriptor that is closed later. `leased`: it holds a lease, which is to be given back at once even so.
@@ -134,7 +133,7 @@ impl Closer {
     pub(crate) fn is_behind(&self) -> bool {
         self.lanes.first().is_some_and(|lane| {
             let progress = lock(&lane.shared.progress);
-            let waiting = lane.given_files.saturating_sub(progress.closed_files) > BEHIND;
+            let waiting = lane.given_files.saturating_sub(progress.closed_files) > self.allowance;
             waiting && progress.last.is_some_and(|last| last.elapsed() < PATIENCE)
         })
     }

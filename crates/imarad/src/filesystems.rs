@@ -146,14 +146,8 @@ impl FileSystems {
         if hook == Hook::BprmCheck {
             return policy.decide_exec(&event(Mask::EXEC));
         }
-        let mut strictest = Decision::default();
-        for mask in masks {
-            strictest = policy.decide(&event(*mask));
-            if strictest.appraise.is_some() {
-                break;
-            }
-        }
-        strictest
+        let all = masks.iter().map(|mask| policy.decide(&event(*mask)));
+        all.reduce(Decision::and).unwrap_or_default()
     }
 
     /// The name of a device in audit lines.

@@ -200,13 +200,9 @@ impl Inodes {
         Some(known)
     }
 
-    /// Remembers a digest. May forget the least recently used one.
+    /// Remembers a digest. Whoever calls has made room.
     pub(crate) fn know(&mut self, key: Key, known: Known) {
         self.take_known(&key);
-        while self.known.len() >= self.capacity {
-            let Some((_, oldest)) = self.known.pop_front() else { break };
-            self.leases.remove(&oldest.file.as_raw_fd());
-        }
         self.leases.insert(known.file.as_raw_fd(), key);
         self.known.insert(key, known);
     }
@@ -269,16 +265,25 @@ impl Inodes {
         self.written.retain(|key, _| !devices.contains(&key.device));
     }
 
-    /// Forgets digests that nobody has asked for since [`IDLE`].
-    pub(crate) fn forget_idle(&mut self, now: Instant) {
-        while let Some((_, oldest)) = self.known.front() {
-            if now.duration_since(oldest.used) < IDLE {
-                break;
-            }
-            if let Some((_, oldest)) = self.known.pop_front() {
-                self.leases.remove(&oldest.file.as_raw_fd());
-            }
+    /// Takes out one that nobody has asked for since [`IDLE`].
+    pub(crate) fn take_idle(&mut self, now: Instant) -> Option<(Key, Known)> {
+        let (_, oldest) = self.known.front()?;
+        if now.duration_since(oldest.used) < IDLE {
+            return None;
         }
+        self.take_oldest()
+    }
+
+    /// Takes out the least recently used one.
+    pub(crate) fn take_oldest(&mut self) -> Option<(Key, Known)> {
+        let (key, oldest) = self.known.pop_front()?;
+        self.leases.remove(&oldest.file.as_raw_fd());
+        Some((key, oldest))
+    }
+
+    /// Takes out the least recently used one, if there are as many as there may be.
+    pub(crate) fn take_surplus(&mut self) -> Option<(Key, Known)> {
+        if self.known.len() < self.capacity { None } else { self.take_oldest() }
     }
 
     /// The inode whose lease this descriptor holds.

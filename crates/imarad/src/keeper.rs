@@ -16,7 +16,7 @@ use crate::closer::LateFd;
 use crate::inodes::Key;
 
 /// Files that wait for the thread at most; each is a descriptor.
-const WAITING: usize = 512;
+const WAITING: usize = 128;
 
 /// A file to be opened again.
 #[derive(Debug)]

@@ -26,6 +26,9 @@ const SLOW: Duration = Duration::from_millis(1);
 /// The kernel's clock for file times may stand still for this long: two changes may bear the same time.
 const GRAIN: i128 = 20_000_000;
 
+/// Nanoseconds.
+const SECOND: i128 = 1_000_000_000;
+
 /// What a file's time of change and size were when we looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sighting {
@@ -39,12 +42,19 @@ impl Sighting {
     /// Must be made of facts that were read *before* what it stands for.
     pub(crate) fn of(facts: &FileFacts) -> Self {
         let age = nanoseconds(file::clock()) - nanoseconds(facts.changed);
-        Self { changed: facts.changed, size: facts.size, settled: age > GRAIN }
+        // A file system that keeps whole seconds shows the one that had begun.
+        let grain = if facts.changed.nanoseconds == 0 { SECOND + GRAIN } else { GRAIN };
+        Self { changed: facts.changed, size: facts.size, settled: age > grain }
     }
 
     /// Whether nothing has been changed since, neither content nor label. In doubt: no.
     pub(crate) fn holds(&self, now: &FileFacts) -> bool {
         self.settled && self.looks_like(now)
+    }
+
+    /// Bytes.
+    pub(crate) const fn size(&self) -> u64 {
+        self.size
     }
 
     /// Whether no change can be seen, though there may be one.
@@ -54,7 +64,7 @@ impl Sighting {
 }
 
 fn nanoseconds(time: Time) -> i128 {
-    i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds)
+    i128::from(time.seconds) * SECOND + i128::from(time.nanoseconds)
 }
 
 /// A label, as it was read.
@@ -180,7 +190,9 @@ mod tests {
         facts.changed = file::clock();
         let fresh = Sighting::of(&facts);
         assert!(!fresh.holds(&facts) && fresh.looks_like(&facts));
-        facts.changed.seconds -= 1;
+        facts.changed = Time { nanoseconds: 0, ..facts.changed };
+        assert!(!Sighting::of(&facts).holds(&facts), "whole seconds");
+        facts.changed.seconds -= 2;
         let old = Sighting::of(&facts);
         assert!(old.holds(&facts));
         let changed = FileFacts { changed: file::clock(), ..facts };

@@ -237,6 +237,8 @@ impl Shared {
                 Err(error) => Done::Unreadable(error.to_string()),
             };
             self.lock().ended(&shares);
+            // That may let more than one job begin.
+            self.work.notify_one();
             if self.out.send(Report { key, serial, done }).is_err() {
                 return;
             }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use imara_integrity::appraise::FileState;
 use imara_integrity::check::{self, Plan};
-use imara_integrity::collect::Collect;
+use imara_integrity::collect::{Collect, Labels};
 use imara_integrity::digest::Digest;
 use imara_integrity::event::{Hook, Mask, Uid};
 use imara_integrity::iint::Writable;
@@ -22,7 +22,7 @@ use imara_integrity::policy::Decision;
 use imara_linux::file;
 use imara_linux::lease::{self, Taken};
 
-use crate::ask::Repair;
+use crate::ask::{Hold, Repair};
 use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::inodes::{Busy, Key, Known, Renewing, Task, Written};
@@ -104,17 +104,27 @@ impl Guard {
     /// Notes whether the file is what its label says at this moment, and lets the writer go on.
     fn part(&mut self, key: Key, known: Known, look: Look, decision: Decision) {
         let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return };
-        let Ok(facts) = file::facts(known.file.as_fd()) else { return };
-        let good = match labels.read(look.label.as_read(), FileState { size: facts.size, new: false }) {
-            Collect::Settled(outcome) => outcome.good(false),
-            Collect::Content(stage) => {
-                let same = stage.algorithm() == known.digest.algorithm();
-                same && stage.settle(known.digest).good(false)
-            }
-        };
+        let good = is_good(labels, &look, known.digest);
         let mut file = known.file;
         file.release();
         self.now_written(key, good, Some(look), Some(file));
+    }
+
+    /// Whether a known file was what its label says when that was last looked at, seen from a writer.
+    pub(crate) fn was_good(&mut self, known: &Known) -> bool {
+        let Ok(facts) = file::facts(known.file.as_fd()) else { return false };
+        let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
+        let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return false };
+        let look = Look { sighting: known.sighting, label: known.label.clone(), digest: Some(known.digest) };
+        is_good(labels, &look, known.digest)
+    }
+
+    /// Forgets a known file; unless it was cut under our lease by somebody of whom nobody told us.
+    pub(crate) fn retire(&mut self, key: Key, known: Known) {
+        let cut = file::facts(known.file.as_fd()).is_ok_and(|facts| facts.size != known.sighting.size());
+        if cut && self.was_good(&known) {
+            self.now_written(key, true, None, Some(known.file));
+        }
     }
 
     /// Somebody is let in who may write. `file` is kept for a while to see whether he has gone; `before` is what is
@@ -297,6 +307,13 @@ impl Guard {
                 self.not_renewed(key, whose, &mut busy, &why);
             }
             (Some(task), Done::Unreadable(why)) => self.give_up(task, Failure::ContentUnreadable, &why),
+            (Some(Task::Part(known)), Done::Looked(_)) => {
+                self.note_failure(
+                    Failure::ContentChanging,
+                    known.file.as_fd(),
+                    "a writer was let in while its label was read",
+                );
+            }
             // Given up before. What was good stays good; whether the label has been written is seen at the next open.
             (None, _) if busy.stalled == Some(Failure::LabelNotWritten) => self.still_to_renew(key),
             // Given up before, or a report of another kind of work, which cannot be.
@@ -362,7 +379,12 @@ impl Guard {
     fn give_up(&mut self, task: Task, failure: Failure, why: &str) {
         match task {
             Task::Judge(ask) | Task::Renew(Renewing::Asked(ask)) => self.fail(*ask, failure, why),
-            Task::Repair(repair) => self.repaired(*repair, false),
+            Task::Repair(mut repair) => {
+                self.note_failure(failure, repair.ask.file(), why);
+                // Its lease has been given back.
+                repair.ask.hold = Hold::Unleased;
+                self.repaired(*repair, false);
+            }
             // The writer goes on; his changes are not vouched for.
             Task::Part(known) => self.note_failure(failure, known.file.as_fd(), why),
             Task::Renew(Renewing::For(file)) => self.note_failure(failure, file.as_fd(), why),
@@ -381,5 +403,13 @@ impl Guard {
         for device in self.inodes.stalled_for(now, SLOW) {
             self.filesystems.was_slow(device, now);
         }
+    }
+}
+
+/// Whether the content with this digest is what the label says.
+fn is_good(labels: Labels, look: &Look, digest: Digest) -> bool {
+    match labels.read(look.label.as_read(), FileState { size: look.sighting.size(), new: false }) {
+        Collect::Settled(outcome) => outcome.good(false),
+        Collect::Content(stage) => stage.algorithm() == digest.algorithm() && stage.settle(digest).good(false),
     }
 }

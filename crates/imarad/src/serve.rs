@@ -262,7 +262,9 @@ impl Guard {
             }
             Command::Release => {
                 let released = self.inodes.counts().0;
-                self.inodes.forget_all_known();
+                while let Some((key, known)) = self.inodes.take_oldest() {
+                    self.retire(key, known);
+                }
                 serde_json::json!({ "ok": true, "released": released })
             }
         }
@@ -311,7 +313,9 @@ impl Guard {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.inodes.forget_idle(now);
+        while let Some((key, idle)) = self.inodes.take_idle(now) {
+            self.retire(key, idle);
+        }
         self.watch_progress(now);
         self.closer.watch(now);
         self.say_what_has_gone();

@@ -140,10 +140,10 @@ struct Threads {
 }
 
 impl Threads {
-    fn start(config: &Config, sides: Sides) -> anyhow::Result<Self> {
+    fn start(config: &Config, sides: Sides, descriptors: u64) -> anyhow::Result<Self> {
         let Sides { wake, home, closing, apart } = sides;
         let log = Log::start(config.log, &apart);
-        let closer = Closer::new(apart.clone(), closing);
+        let closer = Closer::new(apart.clone(), closing, descriptors / 8);
         let (started, own) = channel();
         let _ = started.send(task::own());
         let pool = Pool::new(apart, home, Arc::clone(&wake));
@@ -161,7 +161,7 @@ impl Threads {
 /// Puts the guard together; nothing is marked yet.
 fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Guard> {
     let descriptors = limits::raise_open_files()?.unwrap_or(u64::MAX);
-    let threads = Threads::start(config, sides)?;
+    let threads = Threads::start(config, sides, descriptors)?;
     let group = Arc::new(PermissionGroup::open().map_err(refused(
         "cannot ask the kernel for permission events",
         "run as root, with CAP_SYS_ADMIN, on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",

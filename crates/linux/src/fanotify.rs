@@ -344,7 +344,7 @@ pub struct Answered {
 }
 
 impl Pending {
-    /// The file that is to be opened, open for reading, without `O_NONBLOCK`.
+    /// The file that is to be opened, open for reading.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

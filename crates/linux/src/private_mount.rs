@@ -33,6 +33,6 @@ pub fn of(mount: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
 /// `CAP_DAC_READ_SEARCH`.
 pub fn reopen(root: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
     let handle = sys::handle_of(file, 0).map_err(|error| CallError::new("name_to_handle_at", file, error))?;
-    sys::open_handle(root, handle, libc::O_RDONLY | libc::O_NOATIME | libc::O_CLOEXEC)
+    sys::open_handle(root, handle, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOATIME | libc::O_CLOEXEC)
         .map_err(|error| CallError::new("open_by_handle_at", file, error))
 }

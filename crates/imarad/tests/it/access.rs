@@ -254,3 +254,19 @@ fn whoever_cannot_be_known_is_refused_if_a_rule_wants_to_know_him() {
     let status = daemon.status();
     assert_eq!((&status["failures"]["asker-unreadable"], &status["counters"]["denied"]), (&1.into(), &1.into()));
 }
+
+#[test]
+fn where_the_way_of_opening_cannot_be_known_all_rules_for_it_count() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ext4();
+    let (good, _) = good_and_bad(scratch.path());
+    let policy = "appraise mask=MAY_WRITE appraise_type=imasig\nappraise func=FILE_CHECK\n";
+    let daemon = Daemon::with(RunDir::new(), "enforce", policy, &[scratch.path()], Log::Read);
+    files::read(&good).unwrap();
+    let (flags, mode) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    assert_eq!(rustix::fs::open(&good, flags, mode).unwrap_err().raw_os_error(), REFUSED.unwrap(), "openat");
+    let resolve = rustix::fs::ResolveFlags::empty();
+    let opened = rustix::fs::openat2(CWD, &good, flags, mode, resolve);
+    assert_eq!(opened.unwrap_err().raw_os_error(), REFUSED.unwrap(), "openat2");
+    daemon.stop();
+}

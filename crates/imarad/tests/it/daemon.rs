@@ -206,6 +206,10 @@ impl Daemon {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Waits for its end, and how it was.
     pub(crate) fn wait(&mut self) -> Option<ExitStatus> {
         let status = eventually(|| self.child.try_wait().unwrap());

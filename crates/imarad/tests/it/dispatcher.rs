@@ -197,3 +197,24 @@ fn what_changes_below_the_file_system_is_not_taken_for_the_work_of_a_writer_who_
     assert_eq!(error_of(File::open(&path)), REFUSED);
     daemon.stop();
 }
+
+#[test]
+fn a_flood_of_new_names_keeps_nobody_waiting() {
+    let Some(_) = testing::root() else { return };
+    let (flooded, other) = (ScratchMount::new(FsKind::Tmpfs, 64 << 20).unwrap(), ext4());
+    let (good, bad) = good_and_bad(other.path());
+    let mut daemon = Daemon::start("enforce", &[flooded.path(), other.path()]);
+    let script = "chdir shift; print \"held\\n\"; while (1) { symlink('to', $$); unlink($$) }";
+    let flood: Vec<_> = (0..12).map(|_| Holder::perl(script, flooded.path().to_str().unwrap()).unwrap()).collect();
+    // Longer than the watchman waits.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(12) {
+        files::read(&good).unwrap();
+        assert_eq!(error_of(File::open(&bad)), REFUSED);
+        fs::write(other.path().join("new"), b"new").unwrap();
+        fs::remove_file(other.path().join("new")).unwrap();
+    }
+    drop(flood);
+    assert!(daemon.is_running());
+    daemon.stop();
+}

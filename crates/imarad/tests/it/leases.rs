@@ -184,3 +184,28 @@ fn without_leases_a_guard_does_not_start_and_says_how_to_get_them() {
         assert!(said.contains("leases are disabled") && said.contains("fix: sysctl fs.leases-enable=1"), "{said}");
     }
 }
+
+#[test]
+fn a_file_that_is_cut_by_somebody_who_opens_it_for_reading_is_followed() {
+    let Some(_) = testing::root() else { return };
+    for kind in FsKind::ALL {
+        let scratch = ScratchMount::new(kind, 128 << 20).unwrap();
+        let [asked, idle] = ["asked", "idle"].map(|name| scratch.path().join(name));
+        for path in [&asked, &idle] {
+            files::make(path, b"content");
+        }
+        let daemon = Daemon::start("enforce", &[scratch.path()]);
+        for path in [&asked, &idle] {
+            files::read(path).unwrap();
+            // To the kernel a reader, who breaks no read lease and whose close is not told.
+            let flags = OFlags::RDONLY | OFlags::TRUNC;
+            drop(rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap());
+        }
+        assert_eq!(files::read(&asked).unwrap(), b"", "{kind:?}");
+        for path in [&asked, &idle] {
+            label_becomes(path, b"");
+            assert_eq!(files::read(path).unwrap(), b"", "{kind:?}");
+        }
+        assert_eq!(complaints(&daemon.stop()), [], "{kind:?}");
+    }
+}

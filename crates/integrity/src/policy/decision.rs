@@ -39,7 +39,7 @@ impl Decision {
     ///
     /// Source: Linux `security/integrity/ima/ima_main.c`, `process_measurement()`: `iint->flags |= action`.
     #[must_use]
-    pub(super) fn and(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         let flags = match (self.is_nothing(), other.is_nothing()) {
             // Who asks for nothing leaves no flags behind.
             (true, false) => other.flags,
