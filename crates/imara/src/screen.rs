@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -159,9 +160,10 @@ impl Screen {
 
     /// Runs `work` with a moving line beside it, if there is a terminal and it takes longer than a second.
     pub(crate) fn during(&self, work: impl FnOnce()) {
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             if self.terminal {
-                scope.spawn(|| self.move_on());
+                // Without the line the work can be done all the same.
+                drop(thread::Builder::new().spawn_scoped(scope, || self.move_on()));
             }
             work();
             self.moving.lock().unwrap_or_else(PoisonError::into_inner).over = true;

@@ -56,7 +56,8 @@ pub(crate) struct Arguments {
     /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// Stay on the file system of each PATH
+    /// Stay on the file system of each PATH: go into btrfs subvolumes, and into what else is mounted below only if it
+    /// is the same file system, which is what a guard guards
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// Files, and directories with everything below

@@ -18,6 +18,12 @@ const NOT_PERMITTED: i32 = 1;
 /// `EIO`, likewise.
 const BROKEN: i32 = 5;
 
+/// `ENFILE`, likewise.
+const TOO_MANY_OF_ALL: i32 = 23;
+
+/// `EMFILE`, likewise.
+const TOO_MANY: i32 = 24;
+
 /// What was found in the place of a regular file.
 pub(crate) const fn not_a_file(kind: Kind) -> &'static str {
     match kind {
@@ -27,6 +33,33 @@ pub(crate) const fn not_a_file(kind: Kind) -> &'static str {
         Kind::Device => "a device, not a regular file",
         Kind::Directory => "a directory, not a regular file",
         Kind::File | Kind::Unknown => "not a regular file",
+    }
+}
+
+/// What is wrong with a path that was named and is no regular file.
+pub(crate) fn unfit(kind: Kind) -> String {
+    format!("{} (fix: name a regular file, nothing else has labels)", not_a_file(kind))
+}
+
+/// A path that was named cannot be looked at.
+pub(crate) fn not_found(error: &io::Error) -> String {
+    let fix = fix_of(error).unwrap_or("name a file or directory that exists and may be looked at");
+    format!("{error} (fix: {fix})")
+}
+
+/// A symbolic link that was named leads to nothing.
+pub(crate) fn dangling(error: &io::Error) -> String {
+    let fix = fix_of(error).unwrap_or("name a file that exists, or mend the link");
+    format!("a symbolic link that cannot be followed: {error} (fix: {fix})")
+}
+
+/// What helps against an error whatever was tried.
+fn fix_of(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error() {
+        Some(TOO_MANY) => Some("raise the limit of open files, `ulimit -n`, or name fewer --jobs"),
+        Some(TOO_MANY_OF_ALL) => Some("raise the limit of all open files, `sysctl fs.file-max`"),
+        _ if error.kind() == io::ErrorKind::PermissionDenied => Some("run as root"),
+        _ => None,
     }
 }
 
@@ -45,10 +78,12 @@ pub(crate) fn not_opened(error: &io::Error) -> String {
     let fix = if error.raw_os_error() == Some(NOT_PERMITTED) {
         ": a guard refuses it, so what it contains cannot be judged from here (fix: look for the cause in the guard's log; \
          to have the file opened all the same, `imara mode log` meanwhile, or end the guard)"
-    } else if error.kind() == io::ErrorKind::PermissionDenied {
-        " (fix: run as root)"
     } else {
-        ""
+        let other = match error.kind() {
+            io::ErrorKind::NotFound => "name one that exists",
+            _ => "see that its file system is healthy, then again",
+        };
+        return format!("cannot be opened: {error} (fix: {})", fix_of(error).unwrap_or(other));
     };
     format!("cannot be opened: {error}{fix}")
 }

@@ -98,7 +98,7 @@ fn text_shows_labels_rules_and_that_data_is_not_executed() {
 #[test]
 fn what_cannot_be_looked_at_ends_with_two() {
     for (path, word) in
-        [("/nonexistent/imara", "No such file"), ("/", "not a regular file"), ("/proc/self/cwd", "not a regular file")]
+        [("/nonexistent/imara", "No such file"), ("/", "a directory, not"), ("/proc/self/cwd", "a directory, not")]
     {
         let ran = imara(&[&"inspect", &path]);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{path}");

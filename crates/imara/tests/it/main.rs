@@ -10,3 +10,4 @@ mod label;
 mod paths;
 mod usage;
 mod verify;
+mod walking;
