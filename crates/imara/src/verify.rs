@@ -31,6 +31,9 @@ With --json, one object a line for each file:
             why is told on standard error; else null
   expected  what the label says, such as \"sha256:e3b0…\"; null without a label
   found     the digest of the content; null where it was not needed
+What is no regular file has no line, nor has a file system below that the policy leaves out as a whole: it is counted as one
+thing that was skipped. Of files that could not be read for the same reason 20 are told on standard error, and the number of
+the others.
 
 A guard in mode enforce keeps files that fail from everybody, so from verify too: it can then only say that they cannot be
 opened (imara:unjudged). Which cause they have is in the guard's log; or verify while the guard is in mode log or not there.
@@ -284,7 +287,7 @@ impl Verifying {
     /// A file that could not be judged is refused by a guard in mode `enforce`.
     fn unjudged(&self, path: &Path, reason: &str) {
         self.counts.failed.fetch_add(1, Ordering::Relaxed);
-        self.screen.complain(&format!("{}: {reason}", shown(path)));
+        self.screen.complain_of(path, reason);
         if self.json {
             let cause = Some(Cause::Unjudged.word());
             self.screen.json(&Line { path: path.into(), verdict: "deny", cause, expected: None, found: None });

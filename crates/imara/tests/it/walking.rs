@@ -62,6 +62,37 @@ fn where_there_is_no_memory_for_more_threads_those_that_are_there_do_it() {
 }
 
 #[test]
+fn failures_with_the_same_reason_are_told_twenty_times_and_counted() {
+    let Some(scratch) = Scratch::new(FsKind::Ext4) else { return };
+    for number in 0..25 {
+        scratch.write(format!("{number}"), b"x");
+    }
+    scratch.mount.remount("ro").unwrap();
+    let ran = scratch.run("label", &[&"--json", &scratch.mount.path()]);
+    let lines: Vec<_> = ran.err.lines().collect();
+    let reason = "its label cannot be written: Read-only file system (os error 30) (fix: mount -o remount,rw)";
+    assert_eq!((ran.code, lines.len()), (Some(1), 21), "{}", ran.err);
+    assert!(lines[..20].iter().all(|line| line.ends_with(reason)), "{}", ran.err);
+    assert_eq!(lines[20], format!("imara: and 5 more: {reason}"));
+    assert_eq!(ran.json().iter().filter(|line| line["action"] == "failed").count(), 25);
+}
+
+#[test]
+fn too_many_open_files_are_told_with_the_limit() {
+    let Some(scratch) = Scratch::new(FsKind::Tmpfs) else { return };
+    let file = scratch.write("a", b"1");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 4; exec \"$0\" inspect \"$1\"", env!("CARGO_BIN_EXE_imara")]).arg(&file);
+    let ran: Ran = command.output().unwrap().into();
+    assert_eq!(ran.code, Some(2));
+    assert!(
+        ran.err.contains("Too many open files (os error 24) (fix: raise the limit of open files, `ulimit -n`"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
 fn inspect_tells_what_it_cannot_look_at_and_goes_on() {
     let Some(scratch) = Scratch::new(FsKind::Ext4) else { return };
     let (first, last) = (scratch.write("a", b"1"), scratch.write("b", b"2"));
