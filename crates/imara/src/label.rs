@@ -39,7 +39,8 @@ Examples:
   imara label -- -name-with-a-dash
 
 Files with a signature as their label are never touched. A file whose rule does not list --hash in appraise_algos= fails and
-keeps its label. Of failures with the same reason 20 are told on standard error, and the number of the others. A PATH that is a symbolic link is followed; links below it are not.
+keeps its label. Of failures with the same reason 20 are told on standard error, and the number of the others; --json
+tells all. A PATH that is a symbolic link is followed; links below it are not.
 A guard in mode enforce keeps files that fail from everybody, so from label too: `imara mode log` first.
 
 Exit status: 0 fine, also where a directory holds no file yet; 1 something failed; 2 could not run, or a PATH is neither a
@@ -64,8 +65,7 @@ pub(crate) struct Arguments {
     /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// Stay on the file system of each PATH: go into btrfs subvolumes, and into what else is mounted below only if it
-    /// is the same file system, which is what a guard guards
+    /// Stay on the file system of each PATH; its btrfs subvolumes and other mounts of it below are part of it
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// Files, and directories with everything below
