@@ -1,10 +1,12 @@
 //! Talks to the running guard over its control socket.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
+use clap::builder::TypedValueParser as _;
 use imara_linux::control::{Connection, ControlError};
 use serde_json::Value;
 
@@ -20,7 +22,7 @@ const BREATH: Duration = Duration::from_millis(50);
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunDir {
     /// Directory of the guard's control socket
-    #[arg(long, value_name = "DIR", default_value = "/run/imara", env = "IMARA_RUN_DIR")]
+    #[arg(long, value_name = "DIR", default_value = "/run/imara", env = "IMARA_RUN_DIR", value_parser = clap::builder::OsStringValueParser::new().try_map(named))]
     pub(crate) run_dir: PathBuf,
 }
 
@@ -58,6 +60,14 @@ impl RunDir {
             anyhow!("what answers is no guard, or another version: {error} (fix: restart the guard after an update)")
         })
     }
+}
+
+fn named(directory: OsString) -> Result<PathBuf, &'static str> {
+    if directory.is_empty() {
+        return Err("--run-dir is empty, or IMARA_RUN_DIR is if that is not given (fix: name a directory, or unset \
+                    IMARA_RUN_DIR)");
+    }
+    Ok(directory.into())
 }
 
 fn no_guard(socket: &Path, error: &ControlError) -> anyhow::Error {

@@ -21,7 +21,7 @@ use imara_linux::xattr;
 
 use crate::walk::Entry;
 
-/// How often a file is hashed that changes meanwhile.
+/// How often it is tried to hash a file without a lease that changes meanwhile.
 const TRIES: u8 = 3;
 
 /// File systems tell times of changes no finer than the kernel's clock tick (at most 10 ms): two changes may bear the
@@ -34,7 +34,10 @@ pub(crate) enum ContentError {
     /// The kernel refused.
     Call(io::Error),
     /// It was another content each time.
-    Changing,
+    Changing {
+        /// How often it was read.
+        reads: u8,
+    },
 }
 
 /// How writers are kept away.
@@ -116,7 +119,9 @@ impl Opened {
         algorithm: HashAlgorithm,
         progress: &AtomicU64,
     ) -> Result<Digest, ContentError> {
+        let mut reads = 0;
         if let Hold::Lease(since) = self.hold {
+            reads += 1;
             let digest = whole(hasher.hash(self.file.as_fd(), self.facts.size, algorithm, progress))?;
             // A writer who came meanwhile still waits, unless we were so slow that the kernel let him in.
             let kept = since.elapsed() < self.patience || lease::still_held(self.file.as_fd()).unwrap_or(false);
@@ -129,11 +134,12 @@ impl Opened {
             }
         }
         for _ in 0..TRIES {
+            reads += if self.hold == Hold::Writer { 2 } else { 1 };
             if let Some(digest) = self.digest_watched(hasher, algorithm, progress)? {
                 return Ok(digest);
             }
         }
-        Err(ContentError::Changing)
+        Err(ContentError::Changing { reads })
     }
 
     /// Hashes without a lease; nothing if the file moved meanwhile.

@@ -24,7 +24,9 @@ From then on its log is on standard error; --mode log refuses nothing and tells 
 
 Examples:
   imara guard --mode log /srv
-  imara guard --mode enforce --policy /etc/ima/ima-policy /usr /srv";
+  imara guard --mode enforce --policy /etc/ima/ima-policy /usr /srv
+
+Exit status: 0 it was ended by a signal that asks for it; 2 it could not begin, or gave up, and says why.";
 
 /// Arguments of `imara guard`.
 #[derive(Debug, clap::Args)]

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::fs::{FileType, Metadata};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
@@ -10,6 +12,7 @@ use imara_integrity::appraise::LabelRead;
 use imara_integrity::digest::Digest;
 use imara_integrity::label::{EvmLabel, ImaLabel, SignatureHeader, SignatureLabel, algorithm_asked};
 use imara_integrity::policy::Family;
+use imara_linux::dir::Kind;
 use imara_linux::hash::FileHasher;
 use imara_linux::xattr;
 use serde::Serialize;
@@ -28,6 +31,8 @@ of the content; read and exec: rule, verdict, cause, why.
 Examples:
   imara inspect /usr/bin/passwd
   imara inspect --policy /etc/ima/ima-policy --json /usr/bin/* | jq .exec.verdict
+
+A FILE that cannot be looked at is told on standard error, and the others are explained all the same.
 
 Exit status: 0 fine, whatever the verdict; 2 could not look at a file.";
 
@@ -50,15 +55,23 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     let rules = Rules::load(&arguments.policy)?;
     let leases = Leases::new()?;
+    let mut ended = Ended::Fine;
     for path in &arguments.files {
-        let inspection = inspect(path, &rules, leases)?;
+        let inspection = match inspect(path, &rules, leases) {
+            Ok(inspection) => inspection,
+            Err(error) => {
+                screen::give_up(&error);
+                ended = Ended::Nothing;
+                continue;
+            }
+        };
         if arguments.json {
             screen::print_json(&inspection)?;
         } else {
             screen::print(&text(path, &inspection))?;
         }
     }
-    Ok(Ended::Fine)
+    Ok(ended)
 }
 
 #[derive(Debug, Serialize)]
@@ -152,22 +165,35 @@ fn inspect(path: &Path, rules: &Rules, leases: Leases) -> anyhow::Result<Inspect
 /// Opens the file that is named, or that the symbolic link that is named leads to.
 fn open(path: &Path, leases: Leases) -> anyhow::Result<(Option<PathBuf>, Opened)> {
     let target = target(path)?;
-    let opened = leases
-        .open_path(target.as_deref().unwrap_or(path))
-        .map_err(|error| anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
+    let named = target.as_deref().unwrap_or(path);
+    // Before it is opened: a socket cannot be, and the error would not tell.
+    let unfit = |facts: Metadata| kind(facts.file_type()).filter(|kind| *kind != Kind::File);
+    match named.symlink_metadata().map(unfit) {
+        Ok(None) => {}
+        Ok(Some(kind)) => bail!("{}: {}", shown(path), why::unfit(kind)),
+        Err(error) => bail!("{}: {}", shown(path), why::not_found(&error)),
+    }
+    let opened = leases.open_path(named).map_err(|error| anyhow!("{}: {}", shown(path), why::not_opened(&error)))?;
     if !opened.facts.is_regular() {
-        bail!("{}: not a regular file (fix: name one, nothing else has labels)", shown(path));
+        bail!("{}: {}", shown(path), why::unfit(Kind::Unknown));
     }
     Ok((target, opened))
 }
 
+fn kind(found: FileType) -> Option<Kind> {
+    let kinds = [
+        (found.is_file(), Kind::File),
+        (found.is_dir(), Kind::Directory),
+        (found.is_fifo(), Kind::Pipe),
+        (found.is_socket(), Kind::Socket),
+        (found.is_block_device() || found.is_char_device(), Kind::Device),
+    ];
+    kinds.into_iter().find(|(is, _)| *is).map(|(_, kind)| kind)
+}
+
 /// What a symbolic link leads to in the end; absent if `path` is none.
 fn target(path: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let leads = || {
-        path.canonicalize().map_err(|error| {
-            anyhow!("{}: a symbolic link that cannot be followed: {error} (fix: name a file that exists)", shown(path))
-        })
-    };
+    let leads = || path.canonicalize().map_err(|error| anyhow!("{}: {}", shown(path), why::dangling(&error)));
     path.is_symlink().then(leads).transpose()
 }
 

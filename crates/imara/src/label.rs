@@ -13,14 +13,15 @@ use imara_integrity::label::{ImaLabel, encode_digest, fit_for_labels};
 use imara_integrity::policy::RuleId;
 use imara_linux::dir::Kind;
 use imara_linux::hash::FileHasher;
+use imara_linux::mounts::mount_of_file;
 use imara_linux::xattr;
 use serde::Serialize;
 
 use crate::content::{Leases, Opened};
-use crate::rules::{self, FileSystems, RuledOut, Rules};
+use crate::rules::{self, Asked, FileSystems, RuledOut, Rules};
 use crate::screen::Screen;
 use crate::walk::{Directory, Entry, Found, Visitor, Walk};
-use crate::words::{self, JsonPath, shown};
+use crate::words::{self, JsonPath};
 use crate::{Ended, why};
 
 const JSON: &str = "\
@@ -29,14 +30,17 @@ With --json, one object a line for each file:
   action    labelled, unchanged, skipped or failed
   digest    the digest in the label, such as \"sha256:e3b0…\"; null if skipped or failed
   reason    why it was skipped or failed, else null
-and as the last line {\"summary\": {labelled, unchanged, skipped, failed, bytes, seconds, dry_run}}.
+and as the last line {\"summary\": {labelled, unchanged, skipped, signatures, failed, bytes, seconds, dry_run}}; skipped
+contains signatures. A file system below that the policy leaves out as a whole is one line, with the path of its directory.
 
 Examples:
   imara label -x /usr /etc
   imara label --policy builtin:appraise_tcb --hash sha512 --dry-run /srv
   imara label -- -name-with-a-dash
 
-Files with a signature as their label are never touched. A PATH that is a symbolic link is followed; links below it are not.
+Files with a signature as their label are never touched. A file whose rule does not list --hash in appraise_algos= fails and
+keeps its label. Of failures with the same reason 20 are told on standard error, and the number of the others; --json
+tells all. A PATH that is a symbolic link is followed; links below it are not.
 A guard in mode enforce keeps files that fail from everybody, so from label too: `imara mode log` first.
 
 Exit status: 0 fine, also where a directory holds no file yet; 1 something failed; 2 could not run, or a PATH is neither a
@@ -61,7 +65,7 @@ pub(crate) struct Arguments {
     /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// Stay on the file system of each PATH
+    /// Stay on the file system of each PATH; its btrfs subvolumes and other mounts of it below are part of it
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// Files, and directories with everything below
@@ -123,6 +127,7 @@ struct Counts {
     unchanged: AtomicU64,
     skipped: AtomicU64,
     skipped_by_policy: AtomicU64,
+    signatures: AtomicU64,
     failed: AtomicU64,
 }
 
@@ -132,7 +137,9 @@ struct Worker {
     hasher: FileHasher,
     label: Vec<u8>,
     /// The policy's last answer; neighbours are mostly alike.
-    last: Option<(Alike, Result<(), Option<RuleId>>)>,
+    last: Option<(Alike, Asked)>,
+    /// A mount, by its number, and whether it is read-only.
+    mount: Option<(Option<u64>, bool)>,
     ruled_out: RuledOut,
 }
 
@@ -146,6 +153,7 @@ struct Alike {
     device: (u32, u32),
     owner: Uid,
     group: Gid,
+    executable: bool,
 }
 
 /// What became of a file.
@@ -154,6 +162,7 @@ enum Done {
     Labelled(Digest),
     Unchanged(Digest),
     NotAppraised(Option<RuleId>),
+    Signature,
     Skipped(&'static str),
     Failed(String),
 }
@@ -172,6 +181,7 @@ struct Summary {
     labelled: u64,
     unchanged: u64,
     skipped: u64,
+    signatures: u64,
     failed: u64,
     bytes: u64,
     seconds: f64,
@@ -224,35 +234,47 @@ impl Labelling {
         if entry.is_elsewhere(&opened.facts) {
             return Ok(Done::Skipped("on another file system"));
         }
-        if let Err(rule) = self.appraised(worker, &opened)? {
-            return Ok(Done::NotAppraised(rule));
-        }
+        let refused = match self.appraised(worker, &opened)? {
+            Asked::No(rule) => return Ok(Done::NotAppraised(rule)),
+            Asked::Yes { refused } => refused,
+        };
         if opened.facts.links < 2 {
-            return self.appraised_file(worker, &mut opened);
+            return self.appraised_file(worker, &mut opened, refused);
         }
         let inode = Inode(opened.facts.device, opened.facts.inode);
         let place = usize::try_from(inode.1).unwrap_or(0) % self.links.len();
-        let Some(links) = self.links.get(place) else { return self.appraised_file(worker, &mut opened) };
+        let Some(links) = self.links.get(place) else {
+            return self.appraised_file(worker, &mut opened, refused);
+        };
         let mut links = links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(digest) = links.get(&inode) {
             return Ok(Done::Unchanged(*digest));
         }
-        let done = self.appraised_file(worker, &mut opened)?;
+        let done = self.appraised_file(worker, &mut opened, refused)?;
         if let Done::Labelled(digest) | Done::Unchanged(digest) = &done {
             links.insert(inode, *digest);
         }
         Ok(done)
     }
 
-    fn appraised_file(&self, worker: &mut Worker, opened: &mut Opened) -> Result<Done, String> {
-        let Worker { hasher, label, .. } = worker;
+    /// `refused`: the rule that does not allow the algorithm.
+    fn appraised_file(
+        &self,
+        worker: &mut Worker,
+        opened: &mut Opened,
+        refused: Option<RuleId>,
+    ) -> Result<Done, String> {
+        let Worker { hasher, label, mount, .. } = worker;
         let label = match opened.label(label) {
             LabelRead::Unsupported => return Err(format!("no label can be read: {}", why::NO_LABELS)),
             LabelRead::Failed => return Err("its label cannot be read (fix: look at the kernel's log)".into()),
             found @ (LabelRead::Value(_) | LabelRead::Absent) => found.bytes(),
         };
         if label.is_some_and(is_signature) {
-            return Ok(Done::Skipped("its label is a signature, which is never replaced"));
+            return Ok(Done::Signature);
+        }
+        if refused.is_some() {
+            return Err(why::algorithm_refused(self.hash, &self.rules.text(refused)));
         }
         let progress = &self.screen.progress.bytes;
         let digest = opened.digest(hasher, self.hash, progress).map_err(|error| why::not_hashed(&error))?;
@@ -262,20 +284,23 @@ impl Labelling {
         }
         if !self.dry_run {
             xattr::write(opened.file(), xattr::IMA, &right).map_err(|error| why::not_written(&error))?;
+        } else if is_read_only(mount, opened) {
+            return Err(why::READ_ONLY.into());
         }
         Ok(Done::Labelled(digest))
     }
 
-    fn appraised(&self, worker: &mut Worker, opened: &Opened) -> Result<Result<(), Option<RuleId>>, String> {
+    fn appraised(&self, worker: &mut Worker, opened: &Opened) -> Result<Asked, String> {
         let facts = &opened.facts;
-        let alike = Alike { device: facts.device, owner: facts.owner, group: facts.group };
+        let executable = facts.mode & 0o111 != 0;
+        let alike = Alike { device: facts.device, owner: facts.owner, group: facts.group, executable };
         if let Some((last, answer)) = worker.last
             && last == alike
         {
             return Ok(answer);
         }
         let fs = self.filesystems.of(facts.device, opened.file()).map_err(|error| why::no_file_system(&error))?;
-        let answer = self.rules.appraised(facts, &fs);
+        let answer = self.rules.appraised(facts, &fs, self.hash);
         worker.last = Some((alike, answer));
         Ok(answer)
     }
@@ -285,6 +310,10 @@ impl Labelling {
             Done::Labelled(_) => &self.counts.labelled,
             Done::Unchanged(_) => &self.counts.unchanged,
             Done::Skipped(_) => &self.counts.skipped,
+            Done::Signature => {
+                self.counts.signatures.fetch_add(1, Ordering::Relaxed);
+                &self.counts.skipped
+            }
             Done::NotAppraised(rule) => {
                 self.first_rule.get_or_init(|| *rule);
                 self.counts.skipped_by_policy.fetch_add(1, Ordering::Relaxed);
@@ -300,7 +329,7 @@ impl Labelling {
     fn note(&self, path: &Path, done: &Done) {
         self.count(done);
         if let Done::Failed(reason) = done {
-            self.screen.complain(&format!("{}: {reason}", shown(path)));
+            self.screen.complain_of(path, reason);
         }
         if !self.json {
             return;
@@ -310,6 +339,7 @@ impl Labelling {
             Done::Labelled(digest) => ("labelled", Some(digest.to_string()), None),
             Done::Unchanged(digest) => ("unchanged", Some(digest.to_string()), None),
             Done::Skipped(reason) => ("skipped", None, Some(*reason)),
+            Done::Signature => ("skipped", None, Some("its label is a signature, which is never replaced")),
             Done::NotAppraised(rule) => {
                 rule_text = self.rules.text(*rule);
                 ("skipped", None, Some(rule_text.as_str()))
@@ -325,6 +355,7 @@ impl Labelling {
             labelled: load(&self.counts.labelled),
             unchanged: load(&self.counts.unchanged),
             skipped: load(&self.counts.skipped),
+            signatures: load(&self.counts.signatures),
             failed: load(&self.counts.failed),
             bytes: load(&self.screen.progress.bytes),
             seconds: self.screen.seconds(),
@@ -341,14 +372,31 @@ impl Labelling {
         if self.json {
             self.screen.json(&serde_json::json!({ "summary": summary }));
         } else {
-            let Summary { labelled, unchanged, skipped, failed, bytes, seconds, dry_run } = summary;
+            let Summary { labelled, unchanged, skipped, signatures, failed, bytes, seconds, dry_run } = summary;
             let bytes = words::bytes(bytes);
-            let note = if dry_run { " (dry run: nothing was written)" } else { "" };
+            let mut note = if dry_run { " (dry run: nothing was written)" } else { "" }.to_owned();
+            if signatures > 0 {
+                note +=
+                    &format!("; of those skipped, {signatures} with a signature as their label, which is left alone");
+            }
             self.screen.line(&format!(
                 "labelled {labelled}, unchanged {unchanged}, skipped {skipped}, failed {failed}; {bytes}; {seconds:.1} s{note}"
             ));
         }
         self.screen.finish()
+    }
+}
+
+/// Whether the mount that the file was opened through is read-only; looked up once for neighbours.
+fn is_read_only(last: &mut Option<(Option<u64>, bool)>, opened: &Opened) -> bool {
+    let id = opened.facts.mount_id;
+    match *last {
+        Some((mount, answer)) if mount == id => answer,
+        _ => {
+            let answer = mount_of_file(opened.file()).is_ok_and(|mount| mount.read_only);
+            *last = Some((id, answer));
+            answer
+        }
     }
 }
 

@@ -83,8 +83,21 @@ impl From<Ended> for ExitCode {
     }
 }
 
+/// Prints what is wrong with the arguments, or the help that they ask for.
+fn tell(answer: &clap::Error) -> ExitCode {
+    if let Err(error) = screen::printed(answer.print()) {
+        screen::give_up(&error);
+        return ExitCode::from(2);
+    }
+    if answer.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}
+
 fn main() -> ExitCode {
-    let ended = match Arguments::parse().verb {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(answer) => return tell(&answer),
+    };
+    let ended = match arguments.verb {
         Verb::Label(arguments) => label::run(arguments),
         Verb::Verify(arguments) => verify::run(arguments),
         Verb::Inspect(arguments) => inspect::run(&arguments),

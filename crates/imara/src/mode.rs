@@ -8,6 +8,7 @@ use crate::{Ended, screen};
 
 /// Arguments of `imara mode`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: 0 the guard is in that mode now; 2 no guard answers, or it refuses.")]
 pub(crate) struct Arguments {
     /// What happens to files that do not pass: enforce, log, fix or off
     mode: Mode,

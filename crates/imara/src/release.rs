@@ -7,6 +7,9 @@ use crate::{Ended, screen};
 
 /// Arguments of `imara release`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 released, also if there was nothing to release; 2 no guard answers, or it refuses."
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     guard: RunDir,

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::iter;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
+use imara_integrity::digest::HashAlgorithm;
 use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
 use imara_integrity::policy::{DEFAULT_SOURCE, Decision, Dialect, Family, Options, Policy, Rule, RuleId, Source, Verb};
 use imara_linux::file::FileFacts;
@@ -38,6 +40,18 @@ impl Access {
     }
 }
 
+/// What a policy asks of a file's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Nothing; by which rule, if one says so.
+    No(Option<RuleId>),
+    /// That there is one.
+    Yes {
+        /// The rule that does not allow the algorithm that it would have.
+        refused: Option<RuleId>,
+    },
+}
+
 /// A policy and where it came from.
 #[derive(Debug)]
 pub(crate) struct Rules {
@@ -48,11 +62,16 @@ pub(crate) struct Rules {
 impl Rules {
     /// Loads a policy: a file, or `builtin:NAME`. The error of a broken one shows the places.
     pub(crate) fn load(from: &OsStr) -> anyhow::Result<Self> {
+        if from.is_empty() {
+            bail!("--policy is empty, expected a file or builtin:NAME (fix: name one, or leave the option out)");
+        }
         let name = shown(Path::new(from));
         if let Source::Builtin(which) = Source::parse(from.as_bytes())? {
             return Ok(Self { policy: Policy::builtin(which, Dialect::default()), name });
         }
-        let text = std::fs::read(from).with_context(|| format!("cannot read the policy {name}"))?;
+        let text = std::fs::read(from).map_err(|error| {
+            anyhow!("cannot read the policy {name}: {error} (fix: name a file that can be read, or builtin:NAME)")
+        })?;
         match Policy::parse(&text, &Options::default()) {
             Ok(policy) => Ok(Self { policy, name }),
             Err(errors) => bail!("{name} is not a policy\n{}", errors.underlined(&text)),
@@ -75,13 +94,23 @@ impl Rules {
         }
     }
 
-    /// Whether a file has to have a label: appraised when read or executed. Else the rule that says no, if one does.
-    pub(crate) fn appraised(&self, facts: &FileFacts, fs: &FileSystem) -> Result<(), Option<RuleId>> {
+    /// Whether a file has to have a label, which would be one of `hash`: appraised when read or executed.
+    pub(crate) fn appraised(&self, facts: &FileFacts, fs: &FileSystem, hash: HashAlgorithm) -> Asked {
         let read = self.decide(Access::Read, facts, fs);
+        let exec = self.decide(Access::Exec, facts, fs);
         let asked = read.appraise.is_some()
-            || self.decide(Access::Exec, facts, fs).appraise.is_some()
+            || exec.appraise.is_some()
             || self.policy.decide(&event(Mask::EXEC, facts, fs)).appraise.is_some();
-        if asked { Ok(()) } else { Err(read.decided.by(Family::Appraise).map(|decided| decided.rule)) }
+        if !asked {
+            return Asked::No(read.decided.by(Family::Appraise).map(|decided| decided.rule));
+        }
+        // What has no execute bit is not executed, whatever a rule says of that.
+        let exec = Some(&exec).filter(|_| facts.mode & 0o111 != 0);
+        let mut refusing = iter::once(&read).chain(exec).filter_map(|decision| {
+            let rule = decision.appraise.as_ref()?.rule;
+            decision.algorithms.is_some_and(|allowed| !allowed.contains(hash)).then_some(rule)
+        });
+        Asked::Yes { refused: refusing.next() }
     }
 
     /// The rule that keeps a whole file system out of appraisal, whatever its files, if there is one.

@@ -2,10 +2,13 @@
 //!
 //! A reader that has gone (`imara verify … | head`) is no reason to fail or to stop: the rest is not printed.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -15,6 +18,9 @@ use crate::words;
 
 /// Nothing moves on the terminal before this.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Complaints with the same reason that are told.
+const TOLD: u64 = 20;
 
 /// Time between two pictures.
 const PICTURE: Duration = Duration::from_millis(200);
@@ -48,7 +54,7 @@ pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// What became of printing: a reader that went away does not matter, a full disk does.
-fn printed(result: io::Result<()>) -> anyhow::Result<()> {
+pub(crate) fn printed(result: io::Result<()>) -> anyhow::Result<()> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error)
             .context("cannot print to standard output, so the result is not complete (fix: make room where it goes)"),
@@ -58,7 +64,13 @@ fn printed(result: io::Result<()>) -> anyhow::Result<()> {
 
 /// Whether colours are welcome on standard output.
 pub(crate) fn colours() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    moves(io::stdout().is_terminal(), std::env::var_os("TERM").as_deref())
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Whether what is printed goes to a terminal that understands more than plain lines.
+fn moves(terminal: bool, kind: Option<&OsStr>) -> bool {
+    terminal && kind != Some(OsStr::new("dumb"))
 }
 
 /// What the moving line tells; counted by the workers.
@@ -78,6 +90,8 @@ pub(crate) struct Screen {
     out: Mutex<Out>,
     moving: Mutex<Moving>,
     stop: Condvar,
+    /// How often each reason was complained of.
+    reasons: Mutex<BTreeMap<String, u64>>,
     terminal: bool,
     started: Instant,
     pub(crate) progress: Progress,
@@ -103,7 +117,8 @@ impl Screen {
             out: Mutex::new(Out { stream: io::BufWriter::with_capacity(64 << 10, io::stdout()), gone: None }),
             moving: Mutex::default(),
             stop: Condvar::new(),
-            terminal: io::stderr().is_terminal(),
+            reasons: Mutex::default(),
+            terminal: moves(io::stderr().is_terminal(), std::env::var_os("TERM").as_deref()),
             started: Instant::now(),
             progress: Progress::default(),
         }
@@ -145,6 +160,28 @@ impl Screen {
         drop(moving);
     }
 
+    /// A complaint about one file; with the same reason so many are told, and the others counted.
+    pub(crate) fn complain_of(&self, path: &Path, reason: &str) {
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = reasons.entry(reason.to_owned()).or_default();
+        *count += 1;
+        let told = *count <= TOLD;
+        drop(reasons);
+        if told {
+            self.complain(&format!("{}: {reason}", words::shown(path)));
+        }
+    }
+
+    /// Tells how many complaints were not told.
+    fn complain_of_others(&self) {
+        let reasons = std::mem::take(&mut *self.reasons.lock().unwrap_or_else(PoisonError::into_inner));
+        for (reason, count) in reasons {
+            if let Some(others @ 1..) = count.checked_sub(TOLD) {
+                self.complain(&format!("and {others} more: {reason}"));
+            }
+        }
+    }
+
     /// Takes the moving line away for as long as the result lives.
     fn hide(&self) -> Option<MutexGuard<'_, Moving>> {
         if !self.terminal {
@@ -159,15 +196,17 @@ impl Screen {
 
     /// Runs `work` with a moving line beside it, if there is a terminal and it takes longer than a second.
     pub(crate) fn during(&self, work: impl FnOnce()) {
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             if self.terminal {
-                scope.spawn(|| self.move_on());
+                // Without the line the work can be done all the same.
+                drop(thread::Builder::new().spawn_scoped(scope, || self.move_on()));
             }
             work();
             self.moving.lock().unwrap_or_else(PoisonError::into_inner).over = true;
             self.stop.notify_all();
         });
         drop(self.hide());
+        self.complain_of_others();
     }
 
     /// Sends out what was printed, and tells whether all of it could be. To be called at the end.
@@ -196,7 +235,8 @@ impl Screen {
             }
             wait = PICTURE;
             let line = self.picture();
-            let _ = write!(io::stderr(), "\r\x1b[K{line}");
+            // Without wrapping (DECAWM) the terminal cuts the line at its own width, whatever that is just now.
+            let _ = io::stderr().write_all(format!("\r\x1b[K\x1b[?7l{line}\x1b[?7h").as_bytes());
             moving.shown = true;
         }
     }
@@ -228,6 +268,18 @@ fn picture(files: u64, bytes: u64, expected: u64, elapsed: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_moves_on_a_dumb_terminal_nor_where_there_is_none() {
+        for (terminal, kind, expected) in [
+            (true, Some("xterm"), true),
+            (true, None, true),
+            (true, Some("dumb"), false),
+            (false, Some("xterm"), false),
+        ] {
+            assert_eq!(moves(terminal, kind.map(OsStr::new)), expected, "{terminal} {kind:?}");
+        }
+    }
 
     #[test]
     fn the_moving_line_tells_rates_and_what_is_left_where_that_is_known() {

@@ -7,8 +7,13 @@ use serde_json::{Map, Value, json};
 use crate::client::RunDir;
 use crate::{Ended, screen};
 
+const EXIT_STATUS: &str = "\
+Exit status: 0 all that was named at the start is guarded; 1 a file system has gone and is no longer guarded; 2 no guard
+answers.";
+
 /// Arguments of `imara status`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_STATUS)]
 pub(crate) struct Arguments {
     /// Print the guard's answer as it is: one JSON object
     #[arg(long)]
@@ -25,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     } else {
         screen::print(&text(&status))?;
     }
-    Ok(Ended::Fine)
+    Ok(if list(&status, "mounts").any(is_gone) { Ended::Failed } else { Ended::Fine })
 }
 
 fn text(status: &Value) -> String {
@@ -40,7 +45,7 @@ fn text(status: &Value) -> String {
     for mount in list(status, "mounts") {
         let part = |name| word(mount.get(name));
         let what = format!("{} ({} on {})", part("path"), part("filesystem"), part("device"));
-        if mount.get("guarded") == Some(&Value::Bool(false)) {
+        if is_gone(mount) {
             row("not guarded", &format!("{what}: it has gone; if it is mounted again, restart the guard"));
         } else {
             row("guarding", &what);
@@ -53,6 +58,11 @@ fn text(status: &Value) -> String {
         row("not seen", &word(Some(what)));
     }
     out
+}
+
+/// Whether a mount that was named at the start is not guarded any more.
+fn is_gone(mount: &Value) -> bool {
+    mount.get("guarded") == Some(&Value::Bool(false))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,6 +31,9 @@ With --json, one object a line for each file:
             why is told on standard error; else null
   expected  what the label says, such as \"sha256:e3b0…\"; null without a label
   found     the digest of the content; null where it was not needed
+What is no regular file has no line, nor has a file system below that the policy leaves out as a whole: it is counted as one
+thing that was skipped. Of files that could not be read for the same reason 20 are told on standard error, and the number of
+the others; --json tells all.
 
 A guard in mode enforce keeps files that fail from everybody, so from verify too: it can then only say that they cannot be
 opened (imara:unjudged). Which cause they have is in the guard's log; or verify while the guard is in mode log or not there.
@@ -56,7 +59,7 @@ pub(crate) struct Arguments {
     /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// Stay on the file system of each PATH
+    /// Stay on the file system of each PATH; its btrfs subvolumes and other mounts of it below are part of it
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// Files, and directories with everything below
@@ -283,7 +286,7 @@ impl Verifying {
     /// A file that could not be judged is refused by a guard in mode `enforce`.
     fn unjudged(&self, path: &Path, reason: &str) {
         self.counts.failed.fetch_add(1, Ordering::Relaxed);
-        self.screen.complain(&format!("{}: {reason}", shown(path)));
+        self.screen.complain_of(path, reason);
         if self.json {
             let cause = Some(Cause::Unjudged.word());
             self.screen.json(&Line { path: path.into(), verdict: "deny", cause, expected: None, found: None });

@@ -11,11 +11,15 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
 
 use anyhow::Context as _;
 use imara_linux::dir::{self, DirectoryReader, Kind};
 use imara_linux::file::{self, FileFacts};
+
+use crate::why;
+use crate::words::shown;
 
 /// Batches that may wait.
 const STACK: usize = 1024;
@@ -23,15 +27,20 @@ const STACK: usize = 1024;
 /// File names in a batch.
 const BATCH: usize = 32;
 
+/// Bytes that have to be left for the threads that are there before one more is started.
+const SPARE: usize = 32 << 20;
+
 /// An open directory.
 #[derive(Debug)]
 pub(crate) struct Directory {
     file: OwnedFd,
     path: PathBuf,
-    /// Its file system's device number; absent for the working directory, below which files are named.
+    /// The device number that its files show; absent for the working directory, below which files are named.
     pub(crate) device: Option<(u32, u32)>,
-    /// The only device number allowed below, if told to stay on one file system.
-    limit: Option<(u32, u32)>,
+    /// The mount that it was opened through, if the kernel tells.
+    mount: Option<u64>,
+    /// The only file system allowed below, if told to stay on one.
+    limit: Option<Superblock>,
     /// The place of the path that led here among those that were named; absent for the working directory.
     argument: Option<usize>,
 }
@@ -43,6 +52,30 @@ impl Directory {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether what has these facts and is in this directory is in bounds. A subvolume of btrfs shows a device number of
+    /// its own but lies on the same mount; a mount of the same file system has another number but the same superblock.
+    fn allows(&self, facts: &FileFacts) -> bool {
+        self.limit.is_none_or(|limit| {
+            let neighbours =
+                self.device == Some(facts.device) || (self.mount.is_some() && self.mount == facts.mount_id);
+            neighbours || Superblock::of(facts) == limit
+        })
+    }
+}
+
+/// A file system, whichever of its mounts or subvolumes is looked at; what a guard guards. By its device number in the
+/// list of mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Superblock((u32, u32));
+
+impl Superblock {
+    /// Reads the list of mounts; if that does not show the mount, the file's device number has to do.
+    fn of(facts: &FileFacts) -> Self {
+        let mounts = imara_linux::mounts::mounts().unwrap_or_default();
+        let mount = mounts.iter().find(|mount| Some(mount.id) == facts.mount_id);
+        Self(mount.map_or(facts.device, |mount| mount.device))
     }
 }
 
@@ -64,7 +97,7 @@ impl Entry<'_> {
 
     /// Whether a file with these facts is out of bounds: mounted here from another file system.
     pub(crate) fn is_elsewhere(&self, facts: &FileFacts) -> bool {
-        self.directory.limit.is_some_and(|limit| limit != facts.device)
+        !self.directory.allows(facts)
     }
 }
 
@@ -126,9 +159,10 @@ impl Walk {
         // Directories that wait hold their parents open.
         let _ = imara_linux::limits::raise_open_files();
         let here = Directory {
-            file: dir::working_directory()?,
+            file: dir::working_directory().map_err(|error| anyhow::anyhow!(".: {}", why::not_opened(&error.error)))?,
             path: PathBuf::new(),
             device: None,
+            mount: None,
             limit: None,
             argument: None,
         };
@@ -144,18 +178,30 @@ impl Walk {
                 }
             });
         }
-        let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+        let jobs = jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)).max(1);
         Ok(Self { roots, arguments, jobs })
     }
 
     /// Goes, and returns when everything has been visited; which of the paths led to nothing.
     pub(crate) fn run<V: Visitor>(self, visitor: &V) -> Vec<Barren> {
         let (stack, arguments) = (Stack::new(self.roots), self.arguments);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
+            let own = Thread::new(&stack, &arguments, visitor);
             for _ in 1..self.jobs {
-                scope.spawn(|| Thread::new(&stack, &arguments, visitor).run());
+                let (begun, begins) = mpsc::sync_channel(1);
+                let (stack, arguments) = (&stack, &arguments);
+                let run = move || {
+                    let thread = Thread::new(stack, arguments, visitor);
+                    let _ = begun.send(());
+                    thread.run();
+                };
+                // Fewer do as well. Each gets what it needs to begin before the next may take the last of the memory.
+                let spawned = is_memory_left().then(|| thread::Builder::new().spawn_scoped(scope, run));
+                if !matches!(spawned, Some(Ok(_))) || begins.recv().is_err() {
+                    break;
+                }
             }
-            Thread::new(&stack, &arguments, visitor).run();
+            own.run();
         });
         let barren = arguments.into_iter().filter(|argument| !argument.fruitful.load(Ordering::Relaxed));
         barren.map(|Argument { path, kind, .. }| Barren { path, kind }).collect()
@@ -173,18 +219,16 @@ struct Named {
 impl Named {
     fn of(here: &Directory, path: &Path) -> anyhow::Result<Self> {
         let c_string = |bytes: &[u8]| CString::new(bytes).context("a path cannot hold a NUL byte (fix: leave it out)");
-        let missing = |error: &io::Error| {
-            let fix = "fix: name a file or directory that exists and may be looked at";
-            anyhow::anyhow!("{}: {error} ({fix})", crate::words::shown(path))
-        };
+        let missing = |error: &io::Error| anyhow::anyhow!("{}: {}", shown(path), why::not_found(error));
+        let dangling = |error: &io::Error| anyhow::anyhow!("{}: {}", shown(path), why::dangling(error));
         let name = c_string(path.as_os_str().as_bytes())?;
         let kind = dir::kind_of(here.file(), &name).map_err(|error| missing(&error.error))?;
         if kind != Kind::Link {
             return Ok(Self { name, kind, link: None });
         }
-        let target = path.canonicalize().map_err(|error| missing(&error))?;
+        let target = path.canonicalize().map_err(|error| dangling(&error))?;
         let target = c_string(target.as_os_str().as_bytes())?;
-        let kind = dir::kind_of(here.file(), &target).map_err(|error| missing(&error.error))?;
+        let kind = dir::kind_of(here.file(), &target).map_err(|error| dangling(&error.error))?;
         if kind == Kind::Directory {
             // A slash behind a link makes the kernel follow it, and files below keep the name they were asked for by.
             return Ok(Self { name: c_string(&[path.as_os_str().as_bytes(), b"/"].concat())?, kind, link: None });
@@ -320,14 +364,15 @@ impl<'w, V: Visitor> Thread<'w, V> {
 
     fn directory(&mut self, parent: &Directory, name: &CStr, path: &Path, root: Option<Root>) -> io::Result<()> {
         let file = dir::open_directory(parent.file(), name).map_err(|error| error.error)?;
-        let device = file::facts(file.as_fd()).map_err(|error| error.error)?.device;
-        let limit = if root.is_some_and(|root| root.one_file_system) { Some(device) } else { parent.limit };
-        if limit.is_some_and(|limit| limit != device) {
+        let facts = file::facts(file.as_fd()).map_err(|error| error.error)?;
+        if !parent.allows(&facts) {
             return Ok(());
         }
+        let limit = root.filter(|root| root.one_file_system).map(|_| Superblock::of(&facts)).or(parent.limit);
         let (path, argument) = (path.to_owned(), root.map_or(parent.argument, |root| Some(root.argument)));
-        let directory = Arc::new(Directory { file, path, device: Some(device), limit, argument });
-        if root.is_none() && Some(device) != parent.device && !self.visitor.enter(&mut self.worker, &directory) {
+        let (device, mount) = (Some(facts.device), facts.mount_id);
+        let directory = Arc::new(Directory { file, path, device, mount, limit, argument });
+        if root.is_none() && device != parent.device && !self.visitor.enter(&mut self.worker, &directory) {
             // There may well be files, but none that matters.
             self.bears_fruit(argument);
             return Ok(());
@@ -383,6 +428,11 @@ impl<'w, V: Visitor> Thread<'w, V> {
         let found = if kind == Kind::File { Found::File(entry) } else { Found::Other(entry, kind) };
         self.visitor.visit(&mut self.worker, found);
     }
+}
+
+/// Whether the address space (`ulimit -v`) has room for one more thread; nothing is touched.
+fn is_memory_left() -> bool {
+    Vec::<u8>::new().try_reserve_exact(SPARE).is_ok()
 }
 
 fn each_name(names: &[u8], mut each: impl FnMut(&CStr)) {

@@ -49,7 +49,7 @@ struct File {
     mounts: Vec<PathBuf>,
     #[serde(default = "default_hash", deserialize_with = "usable_hash")]
     hash: HashAlgorithm,
-    #[serde(default = "default_run_dir")]
+    #[serde(default = "default_run_dir", deserialize_with = "absolute")]
     run_dir: PathBuf,
     #[serde(default, deserialize_with = "sink")]
     log: Sink,
@@ -83,6 +83,15 @@ fn some_mounts<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::E
     let mounts = Vec::deserialize(value)
         .map_err(|error| D::Error::custom(format!("{} of paths, such as [\"/srv\"]", error.to_string().trim_end())))?;
     check_mounts(&mounts).map(|()| mounts).map_err(D::Error::custom)
+}
+
+fn absolute<'de, D: Deserializer<'de>>(value: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(value)?;
+    if !path.is_absolute() {
+        let error = format!("{:?} does not begin with / (fix: name the whole path, such as \"{RUN_DIR}\")", path);
+        return Err(D::Error::custom(error));
+    }
+    Ok(path)
 }
 
 fn sink<'de, D: Deserializer<'de>>(value: D) -> Result<Sink, D::Error> {
@@ -226,6 +235,16 @@ mod tests {
             (
                 "log = \"syslog\"\nmounts = [\"/\"]",
                 at(1, 7, "log = \"syslog\"", 8, "unknown log \"syslog\" (expected \"stderr\" or \"journald\")"),
+            ),
+            (
+                "mounts = [\"/\"]\nrun_dir = \"run\"",
+                at(
+                    2,
+                    11,
+                    "run_dir = \"run\"",
+                    5,
+                    "\"run\" does not begin with / (fix: name the whole path, such as \"/run/imara\")",
+                ),
             ),
             ("mounts = [\"/\"]\nlog = 1", at(2, 7, "log = 1", 1, "invalid type: integer `1`, expected a string")),
         ] {

@@ -143,6 +143,22 @@ fn status_passes_the_answer_on_and_the_environment_names_the_guard() {
     assert_eq!((ran.code, ran.json()), (Some(0), vec![answer]));
     assert_eq!(guard.asked(), json!({ "command": "status" }));
 
+    for (guarded, code) in [(true, 0), (false, 1)] {
+        let mounts = json!([{ "path": "/a", "guarded": true }, { "path": "/b", "guarded": guarded }]);
+        for arguments in [&[][..], &["--json"]] {
+            let guard = Guard::new("gone", json!({ "mode": "log", "mounts": mounts }));
+            let ran: Ran = crate::fixture::command()
+                .arg("status")
+                .args(arguments)
+                .arg("--run-dir")
+                .arg(&guard.directory)
+                .output()
+                .unwrap()
+                .into();
+            assert_eq!((ran.code, ran.err.as_str()), (Some(code), ""), "{arguments:?}");
+        }
+    }
+
     let guard = Guard::new("text", json!({ "mode": "log", "pid": 7 }));
     let ran = imara(&[&"status", &"--run-dir", &guard.directory]);
     assert!(ran.out.starts_with("mode        log\n"), "{}", ran.out);

@@ -54,7 +54,18 @@ fn the_verdict_is_explained_in_words() {
         (&b""[..], "appraise", "missing-hash", "it has no label (fix, if the content is meant: imara label)"),
         (b"\x04\x04abc", "appraise", "invalid-hash", "the content gives sha256:"),
         (b"\x77", "appraise", "unknown-ima-data", "the label's type 0x77 has no meaning"),
-        (b"\x03\x02\x04\x0a\x0b\x0c\x0d\x00\x01s", "appraise", "invalid-signature", "a key that is not known here"),
+        (
+            b"\x03\x02\x04\x0a\x0b\x0c\x0d\x00\x01s",
+            "appraise",
+            "invalid-signature",
+            "(fix, if the content is meant: setfattr -x security.ima,",
+        ),
+        (
+            b"\x03\x00\x04\x0a\x0b\x0c\x0d\x00\x01s",
+            "appraise",
+            "unknown",
+            "version 0 (fix, if the content is meant: setfattr -x security.ima,",
+        ),
         (b"\x04\x04abc", "appraise func=FILE_CHECK appraise_type=imasig", "IMA-signature-required", "sign the file"),
     ] {
         let file = scratch.path("a");
@@ -98,7 +109,7 @@ fn text_shows_labels_rules_and_that_data_is_not_executed() {
 #[test]
 fn what_cannot_be_looked_at_ends_with_two() {
     for (path, word) in
-        [("/nonexistent/imara", "No such file"), ("/", "not a regular file"), ("/proc/self/cwd", "not a regular file")]
+        [("/nonexistent/imara", "No such file"), ("/", "a directory, not"), ("/proc/self/cwd", "a directory, not")]
     {
         let ran = imara(&[&"inspect", &path]);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{path}");

@@ -92,7 +92,7 @@ fn json_has_a_line_for_each_file_and_a_summary() {
     let mut summary = lines.pop().unwrap();
     assert!(summary["summary"]["seconds"].take().as_f64().is_some());
     let counts = json!({
-        "labelled": 1, "unchanged": 1, "skipped": 1, "failed": 0, "bytes": 3, "seconds": null, "dry_run": false,
+        "labelled": 1, "unchanged": 1, "skipped": 1, "signatures": 0, "failed": 0, "bytes": 3, "seconds": null, "dry_run": false,
     });
     assert_eq!(summary, json!({ "summary": counts }));
     let line = |path: &std::path::Path, action, digest: Option<String>, reason: Option<String>| json!({ "path": path.to_str().unwrap(), "action": action, "digest": digest, "reason": reason });
@@ -255,11 +255,13 @@ fn an_immutable_file_fails_with_the_fix() {
     let Some(scratch) = Scratch::new(FsKind::Ext4) else { return };
     let file = scratch.write("a", b"1");
     let chattr = |flag: &str| assert!(Command::new("chattr").arg(flag).arg(&file).status().unwrap().success());
-    chattr("+i");
-    let ran = scratch.run("label", &[&file]);
-    chattr("-i");
-    assert_eq!((ran.code, ran.counts()), (Some(1), "labelled 0, unchanged 0, skipped 0, failed 1"));
-    assert!(ran.err.contains("if it is immutable, chattr -i first"), "{}", ran.err);
+    for (set, unset) in [("+i", "-i"), ("+a", "-a")] {
+        chattr(set);
+        let ran = scratch.run("label", &[&file]);
+        chattr(unset);
+        assert_eq!((ran.code, ran.counts()), (Some(1), "labelled 0, unchanged 0, skipped 0, failed 1"), "{set}");
+        assert!(ran.err.contains("if it is immutable or append-only, chattr -i -a first"), "{}", ran.err);
+    }
 }
 
 #[test]
@@ -289,7 +291,7 @@ fn without_privileges_the_fix_is_root() {
         (scratch.path("locked"), "cannot be opened: Permission denied (os error 13) (fix: run as root)"),
         (
             own,
-            "its label cannot be written: Operation not permitted (os error 1) (fix: run as root; if it is immutable, chattr -i first)",
+            "its label cannot be written: Operation not permitted (os error 1) (fix: run as root; if it is immutable or append-only, chattr -i -a first)",
         ),
     ] {
         let line = format!("imara: {}: {fault}\n", path.display());

@@ -8,5 +8,7 @@ mod guard;
 mod inspect;
 mod label;
 mod paths;
+mod refusals;
 mod usage;
 mod verify;
+mod walking;

@@ -1,10 +1,11 @@
 //! Arguments, help and errors that all verbs share.
 
 use std::fs;
+use std::process::Stdio;
 
 use imara_linux::testing::FsKind;
 
-use crate::fixture::{Scratch, imara, imara_words};
+use crate::fixture::{Ran, Scratch, command, imara, imara_words};
 
 #[test]
 fn the_version_and_the_help_of_every_verb_are_there() {
@@ -42,6 +43,35 @@ fn wrong_arguments_end_with_two() {
         let ran = imara_words(arguments);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(!ran.err.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn every_help_tells_the_exit_status_and_is_no_success_if_it_cannot_be_printed() {
+    for verb in ["", "label", "verify", "inspect", "guard", "status", "mode", "release"] {
+        let words: Vec<_> = [verb, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
+        assert!(imara_words(&words).out.contains("Exit status: 0 "), "{verb}");
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ran: Ran = command().args(&words).stdout(full).stderr(Stdio::piped()).output().unwrap().into();
+        assert_eq!(ran.code, Some(2), "{verb}");
+        assert!(ran.err.starts_with("imara: cannot print to standard output"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn what_is_empty_or_missing_is_named_with_its_fix() {
+    let policy = |policy| imara_words(&["inspect", "--policy", policy, "/proc/version"]);
+    let ran = policy("");
+    let empty = "imara: --policy is empty, expected a file or builtin:NAME (fix: name one, or leave the option out)\n";
+    assert_eq!((ran.code, ran.err.as_str()), (Some(2), empty));
+    let ran = policy("/nonexistent");
+    let missing = "imara: cannot read the policy /nonexistent: No such file or directory (os error 2) (fix: name a file \
+                   that can be read, or builtin:NAME)\n";
+    assert_eq!((ran.code, ran.err.as_str()), (Some(2), missing));
+    for (environment, arguments) in [("", &["status"][..]), ("/x", &["status", "--run-dir", ""])] {
+        let ran: Ran = command().env("IMARA_RUN_DIR", environment).args(arguments).output().unwrap().into();
+        assert_eq!(ran.code, Some(2), "{arguments:?}");
+        assert!(ran.err.contains("or IMARA_RUN_DIR is if that is not given (fix: name a directory"), "{}", ran.err);
     }
 }
 
