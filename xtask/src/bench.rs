@@ -15,7 +15,8 @@ use nix::sys::time::TimeValLike as _;
 
 use crate::interrupt;
 use crate::print::print_line;
-use crate::scratch::{Budget, Scratch, binaries, copy_tree, own_mounts, root_only, run};
+use crate::run::run;
+use crate::scratch::{Budget, Scratch, binaries, copy_tree, own_mounts, root_only};
 
 /// Files in the tree at least.
 const FILES: usize = 20_000;
@@ -42,14 +43,18 @@ pub(crate) fn run_bench(_: &[String]) -> Result<()> {
     let imara = binaries()?.join("imara");
     own_mounts()?;
     interrupt::watch()?;
-    let scratch = Scratch::new("bench", 6144)?;
+    Scratch::with("bench", 6144, |scratch| compare(&imara, scratch))
+}
+
+/// Measures, and judges what has come out.
+fn compare(imara: &Path, scratch: &Scratch) -> Result<()> {
     let tree = scratch.mount().join("tree");
     let (files, bytes) = furnish(&tree)?;
     print_line!("label a tree: {files} real files, {} MiB, ext4, in memory; {ROUNDS} rounds in turn", bytes >> 20)?;
     let mut pairs = Vec::new();
     for round in 0..=ROUNDS {
         interrupt::check()?;
-        let ours = labelled(&tree, Command::new(&imara).args(["label", "--hash", "sha256"]))?;
+        let ours = labelled(&tree, Command::new(imara).args(["label", "--hash", "sha256"]))?;
         let theirs = labelled(&tree, Command::new("evmctl").args(["ima_hash", "-r", "-a", "sha256"]))?;
         // The first round warms both up.
         if round > 0 {
