@@ -2,28 +2,30 @@
 //!
 //! Every sentence that is printed has been checked; the first that does not hold ends the demo with a failure.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use imara_linux::child::killed_with_us;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
 
+use crate::demo::guard::{Guard, PATIENCE};
 use crate::interrupt;
 use crate::print::print_line;
-use crate::scratch::{Budget, Copied, Scratch, binaries, copy_one, copy_tree, own_mounts, root_only, run};
+use crate::run::{apart, run};
+use crate::scratch::{Budget, Copied, Scratch, binaries, copy_one, copy_tree, own_mounts, root_only};
+
+mod guard;
 
 /// Programs that are run from the guarded file system, in a root directory of their own.
 const PROGRAMS: [&str; 12] = ["sh", "bash", "ls", "cat", "grep", "sed", "sort", "wc", "head", "sha256sum", "cp", "tar"];
 
-/// How long the guard may take to say something that it will say.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// What is made bad with its label alone, and stays so until it is labelled by hand.
+const SPARE: &str = "usr/bin/head";
 
 /// How long the whole demo may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -36,9 +38,9 @@ pub(crate) fn run_demo(_: &[String]) -> Result<()> {
     own_mounts()?;
     interrupt::watch()?;
     let begin = Instant::now();
-    let scratch = Scratch::new("demo", 2048)?;
-    let demo = Demo { imara: binaries.join("imara"), mount: scratch.mount(), run_dir: scratch.beside("run") };
-    demo.play()?;
+    Scratch::with("demo", 2048, |scratch| {
+        Demo { imara: binaries.join("imara"), mount: scratch.mount(), run_dir: scratch.beside("run") }.play()
+    })?;
     let took = begin.elapsed();
     ensure!(
         took < LIMIT,
@@ -46,10 +48,7 @@ pub(crate) fn run_demo(_: &[String]) -> Result<()> {
         took.as_secs_f64(),
         LIMIT.as_secs()
     );
-    print_line!(
-        "\nEverything turned out as said ({:.1} s). Next: README.md, 'A tour in five minutes'.",
-        took.as_secs_f64()
-    )
+    print_line!("\nEverything turned out as said ({:.1} s). Next: the tour in README.md.", took.as_secs_f64())
 }
 
 struct Demo {
@@ -61,29 +60,59 @@ struct Demo {
 impl Demo {
     fn play(&self) -> Result<()> {
         self.label_all()?;
-        let guard = Guard::start(self, "enforce")?;
+        let guard = self.guard()?;
         say(3, &format!("imara guard: {}", guard.announced.replace(&self.mount.display().to_string(), "MOUNT")))?;
-        self.programs_run()?;
+        let ran = self.programs_run(&[])?;
+        self.script_says("hello from a script\n")?;
+        say(4, &format!("{ran} programs and a script run from it: loader, libraries, interpreter"))?;
         self.edit_is_followed()?;
         guard.end()?;
 
         let victims = self.tamper()?;
-        say(6, "The guard is stopped; somebody changes the disk behind its back:")?;
-        for victim in &victims {
-            print_line!("       {:<22} {}", victim.name, victim.deed)?;
-        }
-        let mut guard = Guard::start(self, "enforce")?;
-        say(7, "Guarded again (enforce). Each of them is refused, with its cause:")?;
+        say(6, &format!("The guard is stopped; somebody changes {} files behind its back", victims.len()))?;
+        let mut guard = self.guard()?;
+        say(7, "Guarded again. Each of them is refused, with its cause in the log:")?;
         for victim in &victims {
             self.refused(&mut guard, victim)?;
+            print_line!("       {:<14} {:<33} cause={}", victim.name, victim.deed, victim.cause)?;
         }
-        let (good, bad) = self.open_all()?;
-        ensure!(bad == victims.len(), "{bad} files are refused, expected {}", victims.len());
-        say(8, &format!("All the others still work: {good} files can be read, and only those {bad} cannot"))?;
-        self.other_modes(&mut guard, victims.len())?;
+        let good = self.all_open_but(&victims.each_ref().map(|victim| victim.name))?;
+        let ran = self.programs_run(&victims.each_ref().map(|victim| victim.name))?;
+        say(8, &format!("All the others still work: {good} files open, {ran} programs run"))?;
+        self.only_logged(&mut guard, victims.len())?;
+        self.repaired(&mut guard, &victims)?;
         guard.end()?;
         self.imara(&["verify"], &[&self.mount])?;
-        say(11, "imara verify: every file is what its label says")
+        say(13, "imara verify: every file is what its label says")
+    }
+
+    /// A guard in mode enforce.
+    fn guard(&self) -> Result<Guard> {
+        interrupt::check()?;
+        let mut command = Command::new(&self.imara);
+        command
+            .args(["guard", "--mode", "enforce", "--policy", "builtin:appraise_tcb"])
+            .arg(&self.mount)
+            .env("IMARA_RUN_DIR", &self.run_dir);
+        let guard = Guard::start(&mut command, PATIENCE)?;
+        self.mode_is("enforce")?;
+        Ok(guard)
+    }
+
+    fn switch(&self, mode: &str) -> Result<()> {
+        self.imara(&["mode", mode], &[])?;
+        self.mode_is(mode)
+    }
+
+    /// Fails unless the guard itself says that it guards, in this mode.
+    fn mode_is(&self, mode: &str) -> Result<()> {
+        let said = self.imara(&["status", "--json"], &[])?;
+        let status: serde_json::Value = serde_json::from_str(&said).context("imara status --json is no JSON")?;
+        let now = status.get("mode").and_then(serde_json::Value::as_str);
+        ensure!(now == Some(mode), "the guard's mode is {now:?}, expected {mode:?}");
+        let guarded = status.pointer("/mounts/0/guarded").and_then(serde_json::Value::as_bool);
+        ensure!(guarded == Some(true), "imara status does not say that the file system is guarded: {said}");
+        Ok(())
     }
 
     fn label_all(&self) -> Result<()> {
@@ -92,28 +121,53 @@ impl Demo {
         ensure!(files >= 1000, "only {files} files could be copied, expected at least 1,000");
         let size = bytes >> 20;
         say(1, &format!("An ext4 file system of its own: {files} real files of this host, {size} MiB"))?;
-        let summary = self.imara(&["label"], &[&self.mount])?;
-        say(2, &format!("imara label: {}", summary.trim().lines().last().unwrap_or_default()))
+        let said = self.imara(&["label"], &[&self.mount])?;
+        let summary = said.trim().lines().last().unwrap_or_default();
+        let expected = format!("labelled {files}, unchanged 0, ");
+        ensure!(summary.starts_with(&expected), "imara label said {summary:?}, expected {expected:?}");
+        ensure!(summary.contains(", failed 0;"), "imara label said {summary:?}, expected \"failed 0\"");
+        say(2, &format!("imara label: {}", summary.replace("unchanged 0, ", "")))
     }
 
-    /// What log and fix do about so many files that are refused in mode enforce.
-    fn other_modes(&self, guard: &mut Guard, victims: usize) -> Result<()> {
-        self.imara(&["mode", "log"], &[])?;
+    /// Mode log: what is refused in mode enforce can be opened and run.
+    fn only_logged(&self, guard: &mut Guard, victims: usize) -> Result<()> {
+        self.switch("log")?;
         guard.forget();
-        let (_, bad) = self.open_all()?;
-        let tolerated = guard.wait_for(victims, "action=allowed")?;
-        ensure!(bad == 0, "{bad} files are refused in mode log, expected none");
-        say(9, &format!("imara mode log: nothing is refused, and {tolerated} lines say what would be"))?;
+        self.all_open_but(&[])?;
+        let ran = self.programs_run(&[])?;
+        self.script_says("hello from the intruder\n")?;
+        guard.files_with(victims, "action=allowed")?;
+        say(9, &format!("imara mode log: all files open, all {ran} programs run; {victims} are logged"))
+    }
 
-        self.imara(&["mode", "fix"], &[])?;
+    /// Mode fix, in which one bad file is left alone, so that it shows whether mode enforce is back; then that one.
+    fn repaired(&self, guard: &mut Guard, victims: &[Victim]) -> Result<()> {
+        self.switch("fix")?;
         guard.forget();
-        let (_, bad) = self.open_all()?;
-        let repaired = guard.wait_for(victims, "action=repaired")?;
-        ensure!(bad == 0, "{bad} files are refused in mode fix, expected none");
-        self.imara(&["mode", "enforce"], &[])?;
-        let (good, bad) = self.open_all()?;
-        ensure!(bad == 0, "{bad} files are refused after the repair, expected none");
-        say(10, &format!("imara mode fix: {repaired} labels are written anew; enforce again: all {good} files open"))
+        self.each_file(|path| {
+            let left = path == self.mount.join(SPARE);
+            ensure!(left || File::open(path).is_ok(), "{} cannot be opened in mode fix", path.display());
+            Ok(())
+        })?;
+        let ran = self.programs_run(&[SPARE])?;
+        self.script_says("hello from the intruder\n")?;
+        let count = victims.len() - 1;
+        guard.files_with(count, "action=repaired")?;
+        say(10, &format!("imara mode fix: {count} labels are written anew; {SPARE} is left alone"))?;
+
+        self.switch("enforce")?;
+        for victim in victims.iter().filter(|victim| victim.name == SPARE) {
+            self.refused(guard, victim)?;
+        }
+        let good = self.all_open_but(&[SPARE])?;
+        ensure!(self.programs_run(&[SPARE])? == ran, "fewer programs run than in mode fix");
+        say(11, &format!("imara mode enforce: {SPARE} is refused, the other {good} files open"))?;
+
+        self.switch("log")?;
+        self.imara(&["label"], &[&self.mount.join(SPARE)])?;
+        self.switch("enforce")?;
+        let (good, ran) = (self.all_open_but(&[])?, self.programs_run(&[])?);
+        say(12, &format!("imara label {SPARE}: now all {good} files open, and {ran} programs run"))
     }
 
     /// Copies programs with all they need, then libraries, scripts and data.
@@ -178,18 +232,22 @@ impl Demo {
         run(Command::new("chroot").arg(&self.mount).args(words))
     }
 
-    fn programs_run(&self) -> Result<()> {
+    /// Runs all programs but these; how many those are. (`sh` knows no option for it.)
+    fn programs_run(&self, except: &[&str]) -> Result<usize> {
+        let mut ran = 0;
         for program in PROGRAMS {
-            if program != "sh" {
-                self.program(&[program, "--version"])?;
+            if !except.contains(&format!("usr/bin/{program}").as_str()) {
+                let option: &[&str] = if program == "sh" { &["-c", ":"] } else { &["--version"] };
+                self.program(&[&[program], option].concat())?;
+                ran += 1;
             }
         }
+        Ok(ran)
+    }
+
+    fn script_says(&self, expected: &str) -> Result<()> {
         let said = self.program(&["hello"])?;
-        ensure!(said == "hello from a script\n", "the script said {said:?}");
-        say(
-            4,
-            &format!("{} programs and a script run from it: loader, libraries, interpreter and all", PROGRAMS.len()),
-        )?;
+        ensure!(said == expected, "the script said {said:?}, expected {expected:?}");
         Ok(())
     }
 
@@ -206,7 +264,7 @@ impl Demo {
         let after = self.label(&notes)?;
         ensure!(before != after, "the label was not renewed: {after}");
         self.imara(&["verify"], &[&notes, &self.mount.join("usr/bin/count")])?;
-        say(5, "A file is edited and a new program is copied in and run: their labels follow")?;
+        say(5, "A file is edited, a new program copied in and run: their labels follow")?;
         print_line!("       srv/notes  {} → {}", short(&before), short(&after))?;
         Ok(())
     }
@@ -222,7 +280,8 @@ impl Demo {
         let program = self.mount.join("usr/bin/sort");
         let before = fs::metadata(&program)?;
         let mut file = File::options().read(true).write(true).open(&program)?;
-        let place = SeekFrom::Start(before.len() / 2);
+        // One that nobody looks at, in the head of an ELF file: so it can be seen to run in mode log.
+        let place = SeekFrom::Start(15);
         let mut byte = [0];
         file.seek(place)?;
         file.read_exact(&mut byte)?;
@@ -236,42 +295,45 @@ impl Demo {
         );
         self.write("usr/bin/hello", "#!/bin/sh\necho 'hello from the intruder'\n")?;
         self.write("srv/prices", "apples 300\npears 4\n")?;
-        run(Command::new("setfattr").args(["-x", "security.ima"]).arg(self.mount.join("usr/bin/head")))?;
+        run(Command::new("setfattr").args(["-x", "security.ima"]).arg(self.mount.join(SPARE)))?;
         Ok([
-            Victim::new("usr/bin/sort", "one bit of a program, same size, same time", "invalid-hash", true),
-            Victim::new("usr/bin/hello", "a script", "invalid-hash", true),
-            Victim::new("srv/prices", "a data file", "invalid-hash", false),
-            Victim::new("usr/bin/head", "its label stripped, nothing else", "missing-hash", true),
+            Victim::new("usr/bin/sort", "one bit, same size, same time", "invalid-hash", true),
+            Victim::new("usr/bin/hello", "a script's text", "invalid-hash", true),
+            Victim::new("srv/prices", "a price in a data file", "invalid-hash", false),
+            Victim::new(SPARE, "its label stripped, nothing else", "missing-hash", true),
         ])
     }
 
+    /// Fails unless it is refused, when opened and when executed, and logged with its cause.
     fn refused(&self, guard: &mut Guard, victim: &Victim) -> Result<()> {
         guard.forget();
-        let file = self.mount.join(victim.name);
-        let opened = File::open(&file);
-        ensure!(opened.is_err(), "{} could be opened, expected it to be refused", victim.name);
+        let (name, file) = (victim.name, self.mount.join(victim.name));
+        ensure!(is_refused(File::open(&file), &file)?, "{name} could be opened, expected it to be refused");
         if victim.program {
-            let executed = Command::new(&file).stdin(Stdio::null()).output();
-            ensure!(executed.is_err(), "{} could be executed, expected it to be refused", victim.name);
+            let executed = apart(&mut Command::new(&file)).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            ensure!(is_refused(executed, &file)?, "{name} could be executed, expected it to be refused");
         }
-        let line = guard.line_with(&format!("{}\"", victim.name))?;
-        ensure!(line.contains(&format!("cause={} ", victim.cause)), "expected cause={}: {line}", victim.cause);
-        let from = line.find("op=").unwrap_or_default();
-        print_line!("       {}", line[from..].replace(&self.mount.display().to_string(), "…"))?;
+        let line = guard.line_about(&file)?;
+        for part in [format!(" cause={} ", victim.cause), " action=denied".to_owned()] {
+            ensure!(line.contains(&part), "expected{part}: {line}");
+        }
         Ok(())
     }
 
-    /// Opens every file; how many could be opened and how many not.
-    fn open_all(&self) -> Result<(usize, usize)> {
-        let (mut good, mut bad) = (0, 0);
+    /// Opens every file; fails unless exactly these are refused. How many are not.
+    fn all_open_but(&self, expected: &[&str]) -> Result<usize> {
+        let (mut good, mut refused) = (0, BTreeSet::new());
         self.each_file(|path| {
-            match File::open(path) {
-                Ok(_) => good += 1,
-                Err(_) => bad += 1,
+            if is_refused(File::open(path), path)? {
+                refused.insert(path.to_owned());
+            } else {
+                good += 1;
             }
             Ok(())
         })?;
-        Ok((good, bad))
+        let expected: BTreeSet<_> = expected.iter().map(|name| self.mount.join(name)).collect();
+        ensure!(refused == expected, "refused are {refused:?}, expected {expected:?}");
+        Ok(good)
     }
 
     /// Hands every regular file to `each`.
@@ -306,96 +368,12 @@ impl Victim {
     }
 }
 
-/// A guard that runs; it is ended when this is dropped.
-struct Guard {
-    child: Child,
-    announced: String,
-    lines: Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Guard {
-    fn start(demo: &Demo, mode: &str) -> Result<Self> {
-        interrupt::check()?;
-        let mut command = Command::new(&demo.imara);
-        command
-            .args(["guard", "--mode", mode, "--policy", "builtin:appraise_tcb"])
-            .arg(&demo.mount)
-            .env("IMARA_RUN_DIR", &demo.run_dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = killed_with_us(&mut command).spawn().context("cannot run imara guard")?;
-        let (out, errors) = (child.stdout.take(), child.stderr.take());
-        let (sender, lines) = channel();
-        let errors = errors.context("the guard has no standard error")?;
-        std::thread::spawn(move || {
-            BufReader::new(errors).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        let mut guard = Self { child, announced: String::new(), lines, seen: Vec::new() };
-        BufReader::new(out.context("the guard has no standard output")?).read_line(&mut guard.announced)?;
-        guard.announced.truncate(guard.announced.trim_end().len());
-        if !guard.announced.starts_with("guarding") {
-            guard.listen(Duration::from_millis(500));
-            bail!("the guard did not start: {} {}", guard.announced, guard.seen.join("; "));
-        }
-        Ok(guard)
-    }
-
-    /// Takes the lines that have come, and those of the next moment.
-    fn listen(&mut self, patience: Duration) {
-        if let Ok(line) = self.lines.recv_timeout(patience) {
-            self.seen.push(line);
-        }
-        self.seen.extend(self.lines.try_iter());
-    }
-
-    fn forget(&mut self) {
-        self.listen(Duration::from_millis(100));
-        self.seen.clear();
-    }
-
-    fn line_with(&mut self, text: &str) -> Result<String> {
-        let begin = Instant::now();
-        loop {
-            if let Some(line) = self.seen.iter().find(|line| line.contains(text)) {
-                return Ok(line.clone());
-            }
-            ensure!(begin.elapsed() < PATIENCE, "the guard did not log {text}");
-            self.listen(Duration::from_millis(50));
-        }
-    }
-
-    /// Waits until `count` different files have been logged with `text`.
-    fn wait_for(&mut self, count: usize, text: &str) -> Result<usize> {
-        let begin = Instant::now();
-        loop {
-            let name =
-                |line: &String| line.split("name=").nth(1).unwrap_or_default().split(' ').next().map(str::to_owned);
-            let mut names: Vec<_> = self.seen.iter().filter(|line| line.contains(text)).map(name).collect();
-            names.sort();
-            names.dedup();
-            if names.len() >= count {
-                return Ok(names.len());
-            }
-            ensure!(begin.elapsed() < PATIENCE, "the guard logged {text} for {} files, expected {count}", names.len());
-            self.listen(Duration::from_millis(50));
-        }
-    }
-
-    /// Ends it as an administrator would.
-    fn end(mut self) -> Result<()> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
-        let status = self.child.wait()?;
-        ensure!(status.success(), "the guard ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// Whether the kernel said EPERM, as it does where a guard refuses; any other error is a failure of the demo.
+fn is_refused<T>(outcome: io::Result<T>, file: &Path) -> Result<bool> {
+    match outcome {
+        Ok(_) => Ok(false),
+        Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EPERM) => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("cannot open {}", file.display())),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -11,10 +11,13 @@ pub(crate) fn watch() -> Result<()> {
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")
 }
 
+/// Whether it is time to end.
+pub(crate) fn happened() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// An error if it is time to end.
 pub(crate) fn check() -> Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
-        bail!("interrupted; everything that was made has been removed");
-    }
+    ensure!(!happened(), "interrupted");
     Ok(())
 }

@@ -9,6 +9,7 @@ mod fuzz;
 mod interrupt;
 mod print;
 mod pure;
+mod run;
 mod scratch;
 
 use std::path::Path;

@@ -1,43 +1,69 @@
 //! An ext4 file system of our own with copies of real files, for the demo and the benchmarks.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 
-use crate::print::complain;
+use crate::interrupt;
+use crate::run::run;
 
 /// A file larger than this is not copied: one debugger would be the whole tree.
 const LARGEST: u64 = 16 << 20;
 
-/// A loop-mounted ext4 image in a directory of its own; all are gone when this is dropped.
+/// How often unmounting is tried, a tenth of a second each: something may still have to close a file.
+const TRIES: u32 = 20;
+
+/// A loop-mounted ext4 image in a directory of its own.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     directory: PathBuf,
-    mounted: bool,
 }
 
 impl Scratch {
-    /// Makes an image (sparse, `megabytes` large) and mounts it.
-    pub(crate) fn new(purpose: &str, megabytes: u64) -> Result<Self> {
+    /// Makes an image (sparse, `megabytes` large), mounts it, does the work, and removes all of it whatever has come
+    /// out. Says "interrupted" if that is why the work failed, and that all has been removed only if it has.
+    pub(crate) fn with<T>(purpose: &str, megabytes: u64, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         let directory = std::env::temp_dir().join(format!("imara-{purpose}-{}", std::process::id()));
-        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
-        let mut scratch = Self { directory, mounted: false };
-        let image = scratch.directory.join("image");
+        let made = fs::DirBuilder::new().mode(0o700).create(&directory);
+        made.with_context(|| format!("cannot make {}", directory.display()))?;
+        let scratch = Self { directory };
+        let outcome = scratch.fill(megabytes).and_then(|()| work(&scratch));
+        let interrupted = interrupt::happened();
+        conclude(outcome, interrupted, scratch.remove())
+    }
+
+    fn fill(&self, megabytes: u64) -> Result<()> {
+        let image = self.directory.join("image");
         fs::File::create_new(&image)?.set_len(megabytes << 20)?;
-        fs::create_dir(scratch.mount())?;
+        fs::create_dir(self.mount())?;
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).arg(&image))?;
-        run(Command::new("mount").args(["-o", "loop,noatime"]).arg(&image).arg(scratch.mount()))?;
-        scratch.mounted = true;
+        run(Command::new("mount").args(["-o", "loop,noatime"]).arg(&image).arg(self.mount()))?;
         // The loop device keeps it; when that goes, its space is free, even if nobody is left to remove a name.
-        fs::remove_file(&image)?;
-        Ok(scratch)
+        Ok(fs::remove_file(&image)?)
+    }
+
+    /// Unmounts and removes. No other program does it: Ctrl-C would end that one half-way.
+    fn remove(self) -> Result<()> {
+        for attempt in 1..=TRIES {
+            let last = attempt == TRIES;
+            let flags = if last { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+            match umount2(&self.mount(), flags | MntFlags::UMOUNT_NOFOLLOW) {
+                // Not mounted, or not even there: it did not come that far.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(error) if last => bail!("could not unmount {}: {error}", self.mount().display()),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+        let removed = fs::remove_dir_all(&self.directory);
+        removed.with_context(|| format!("could not remove {}", self.directory.display()))
     }
 
     /// Where it is mounted.
@@ -51,25 +77,15 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
-    /// Tries for a while: something may still have to close a file.
-    fn drop(&mut self) {
-        for attempt in 0..20 {
-            if !self.mounted {
-                break;
-            }
-            let lazy: &[&str] = if attempt == 19 { &["-l"] } else { &[] };
-            let ended = Command::new("umount").args(lazy).arg(self.mount()).stderr(Stdio::null()).status();
-            self.mounted = !ended.is_ok_and(|status| status.success());
-            if self.mounted {
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
-        }
-        if self.mounted {
-            complain(format_args!("could not unmount {}", self.mount().display()));
-        } else if let Err(error) = fs::remove_dir_all(&self.directory) {
-            complain(format_args!("could not remove {}: {error}", self.directory.display()));
-        }
+/// What is to be said of the work, when it has been tried to remove what was made for it.
+fn conclude<T>(outcome: Result<T>, interrupted: bool, removed: Result<()>) -> Result<T> {
+    match (outcome, removed) {
+        (Ok(done), Ok(())) => Ok(done),
+        (Ok(_), Err(left)) => Err(left),
+        (Err(_), Ok(())) if interrupted => bail!("interrupted; everything that was made has been removed"),
+        (Err(_), Err(left)) if interrupted => bail!("interrupted; {left:#}"),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(left)) => bail!("{error:#}; and then: {left:#}"),
     }
 }
 
@@ -147,15 +163,6 @@ pub(crate) fn copy_one(from: &Path, to: &Path, budget: Budget) -> Result<Copied>
     Ok(Copied { files: 1, bytes })
 }
 
-/// Runs a program to its end without a word, and fails with what it said if it fails.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// Ends with a sentence that says what to do, unless we are root.
 pub(crate) fn root_only(what: &str) -> Result<()> {
     ensure!(
@@ -174,4 +181,30 @@ pub(crate) fn binaries() -> Result<PathBuf> {
         bail!("{} is not built (run: make build)", directory.join("imara").display());
     }
     Ok(directory.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn that_all_has_been_removed_is_said_only_if_it_has() {
+        const LEFT: &str = "could not unmount /m";
+        for (failed, interrupted, left, said) in [
+            (false, false, false, ""),
+            (false, true, false, ""),
+            (false, false, true, LEFT),
+            (true, false, false, "sort could be opened"),
+            (true, false, true, "sort could be opened; and then: could not unmount /m"),
+            (true, true, false, "interrupted; everything that was made has been removed"),
+            (true, true, true, "interrupted; could not unmount /m"),
+        ] {
+            let outcome = if failed { Err(anyhow!("sort could be opened")) } else { Ok(()) };
+            let removed = if left { Err(anyhow!(LEFT)) } else { Ok(()) };
+            let error = conclude(outcome, interrupted, removed).err().map(|error| format!("{error:#}"));
+            assert_eq!(error.unwrap_or_default(), said, "{failed} {interrupted} {left}");
+        }
+    }
 }
