@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use imara_integrity::check::Pass;
-use imara_linux::create::{CreateBuffer, CreateGroup, Creation, FileHandle, file_handle};
+use imara_linux::create::{CreateBuffer, CreateGroup, Creation, FileHandle, file_handle, short_handle};
 use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, FsMask, PermissionGroup};
 use imara_linux::testing::{FsKind, on, on_each};
 use imara_linux::{file, mounts};
@@ -199,5 +199,23 @@ fn a_btrfs_that_is_only_mounted_by_a_subvolume_is_heard_of_through_its_top() {
         drop(top);
         fs::write(path.join("file"), b"x").unwrap();
         assert_eq!(drain(&created), [Creation::File(handle(&path.join("file")))]);
+    });
+}
+
+#[test]
+fn a_file_and_its_copy_in_a_snapshot_differ_by_handle_and_by_nothing_else() {
+    on(FsKind::Btrfs, |scratch| {
+        let (one, two) = (scratch.path().join("one"), scratch.path().join("two"));
+        let btrfs = |arguments: &[&str], paths: &[&Path]| {
+            let ran = Command::new("btrfs").args(arguments).args(paths).output().unwrap();
+            assert!(ran.status.success(), "{ran:?}");
+        };
+        btrfs(&["subvolume", "create"], &[&one]);
+        fs::write(one.join("file"), b"content").unwrap();
+        btrfs(&["subvolume", "snapshot"], &[&one, &two]);
+        let [first, second] = [&one, &two].map(|subvolume| File::open(subvolume.join("file")).unwrap());
+        let facts = |file: &File| file::facts(file.as_fd()).unwrap();
+        assert_eq!((facts(&first).inode, facts(&first).born), (facts(&second).inode, facts(&second).born));
+        assert_ne!(short_handle(first.as_fd()).unwrap(), short_handle(second.as_fd()).unwrap());
     });
 }
