@@ -13,6 +13,7 @@ mod created;
 mod failure;
 mod filesystems;
 mod inodes;
+mod jobs;
 mod keeper;
 mod log;
 mod look;

@@ -1,4 +1,4 @@
-//! Labels that follow legitimate changes: leases that break, writers that close, workers that report.
+//! Labels that follow legitimate changes: leases that break, and writers that close.
 //!
 //! A file that was good when it was opened for writing gets a new label after its last writer has closed. Three things
 //! tell us that this may be now: a writer closed, a lease that we gave up for a writer can be had again (truncate(2)
@@ -8,37 +8,28 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use imara_integrity::appraise::FileState;
 use imara_integrity::check::{self, Plan};
 use imara_integrity::collect::{Collect, Labels};
 use imara_integrity::digest::Digest;
-use imara_integrity::event::{Hook, Mask, Uid};
+use imara_integrity::event::{Hook, Mask};
 use imara_integrity::iint::Writable;
 use imara_integrity::policy::Decision;
 use imara_linux::file;
 use imara_linux::lease::{self, Taken};
 
-use crate::ask::{Hold, Repair};
 use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::inodes::{Busy, Key, Known, Renewing, Task, Written};
 use crate::look::{Look, Wanted};
-use crate::pool::{Done, Job, Report, Work};
+use crate::pool::Work;
 use crate::serve::Guard;
 
 /// How long a lease is tried for after a writer closed or a lease broke. The last `fput` of a writer, during which the
 /// file still counts as open for writing, is over long before; a writer that stays will close some day.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// A worker that makes no progress for this long is given up.
-const STALL: Duration = Duration::from_secs(30);
-
-/// If one makes none for this long, its file system is left to workers altogether.
-const SLOW: Duration = Duration::from_secs(1);
 
 /// Whose lease is to be tried for, and when. One that is not the time in [`Written::due`] has been overtaken.
 #[derive(Debug, Default)]
@@ -75,7 +66,7 @@ impl Guard {
         self.lease_breaks_since(fd, Instant::now());
     }
 
-    fn lease_breaks_since(&mut self, fd: RawFd, since: Instant) {
+    pub(crate) fn lease_breaks_since(&mut self, fd: RawFd, since: Instant) {
         let Some(key) = self.inodes.lease_holder(fd) else { return };
         self.counters.lease_breaks += 1;
         if let Some(busy) = self.inodes.busy_mut(&key) {
@@ -102,7 +93,7 @@ impl Guard {
     }
 
     /// Notes whether the file is what its label says at this moment, and lets the writer go on.
-    fn part(&mut self, key: Key, known: Known, look: Look, decision: Decision) {
+    pub(crate) fn part(&mut self, key: Key, known: Known, look: Look, decision: Decision) {
         let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return };
         let good = is_good(labels, &look, known.digest);
         let mut file = known.file;
@@ -137,7 +128,7 @@ impl Guard {
     }
 
     /// The file is good and its label could not be written: whoever comes next tries again.
-    fn still_to_renew(&mut self, key: Key) {
+    pub(crate) fn still_to_renew(&mut self, key: Key) {
         let writable = Writable { good: true };
         let written = Written { writable, before: None, file: None, due: None, complained: true, quiet: None };
         self.inodes.write(key, written);
@@ -231,115 +222,8 @@ impl Guard {
         }
     }
 
-    /// Gives a job to the workers; `lease` is the descriptor that holds the lease meanwhile.
-    pub(crate) fn hand_over(&mut self, key: Key, lease: Option<RawFd>, task: Task, work: Work) {
-        let file = match task.file().try_clone_to_owned() {
-            Ok(file) => file,
-            Err(error) => {
-                let renewal = matches!(task, Task::Renew(_));
-                if renewal {
-                    self.still_to_renew(key);
-                }
-                let failure = if renewal { Failure::LabelNotWritten } else { Failure::ContentUnreadable };
-                return self.give_up(task, failure, &error.to_string());
-            }
-        };
-        self.serial += 1;
-        let (owner, size) = file::facts(file.as_fd()).map_or((Uid(0), 0), |facts| (facts.owner, facts.size));
-        let file_system = self.filesystems.number(key.device());
-        let progress = Arc::new(AtomicU64::new(0));
-        let busy = Busy {
-            task: Some(task),
-            serial: self.serial,
-            job: self.closer.late(file, false),
-            lease,
-            broken: None,
-            waiting: std::collections::VecDeque::new(),
-            closed: None,
-            progress: Arc::clone(&progress),
-            seen: (0, Instant::now()),
-            stalled: None,
-            complained: false,
-        };
-        let file = busy.job.as_raw_fd();
-        self.inodes.occupy(key, busy);
-        self.pool.submit(Job { key, serial: self.serial, owner, file_system, size, file, work, progress });
-    }
-
-    /// A worker is done.
-    pub(crate) fn reported(&mut self, report: Report) {
-        let Report { key, serial, done } = report;
-        let Some(mut busy) = self.inodes.take_busy(&key, serial) else { return };
-        self.inodes.note_move(&key);
-        // A lease that was being broken for so long may have been taken from us, and the content with it.
-        let trusted = busy.broken.is_none_or(|since| since.elapsed() < self.break_time);
-        match (busy.task.take(), done) {
-            (Some(Task::Judge(ask)), Done::Looked(look)) if trusted => self.looked(*ask, look),
-            (Some(Task::Judge(ask)), Done::Looked(_)) => {
-                self.fail(*ask, Failure::ContentChanging, "a writer was let in while it was read");
-            }
-            (Some(Task::Part(known)), Done::Looked(look)) if trusted => {
-                if let Ok(facts) = file::facts(known.file.as_fd()) {
-                    let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
-                    self.part(key, *known, look, decision);
-                }
-            }
-            (Some(Task::Repair(repair)), Done::Labelled) => self.repaired(*repair, true),
-            (Some(Task::Repair(repair)), Done::NotWritten(why)) => {
-                self.note_failure(Failure::LabelNotWritten, repair.ask.file(), &why);
-                self.repaired(*repair, false);
-            }
-            (Some(Task::Renew(whose)), Done::Renewed { look, digest, wrote }) if trusted => {
-                self.renewed(key, whose, look, digest, wrote);
-            }
-            (Some(Task::Renew(whose)), Done::Renewed { .. }) => {
-                // A writer was let in meanwhile: what was written may be wrong, and will be renewed after him.
-                self.now_written(key, true, None, None);
-                match whose {
-                    Renewing::For(mut file) => {
-                        file.release();
-                        self.closed(file);
-                    }
-                    Renewing::Asked(ask) => self.reconsider(*ask),
-                }
-            }
-            (Some(Task::Renew(whose)), Done::NotWritten(why) | Done::Unreadable(why)) => {
-                self.not_renewed(key, whose, &mut busy, &why);
-            }
-            (Some(task), Done::Unreadable(why)) => self.give_up(task, Failure::ContentUnreadable, &why),
-            (Some(Task::Part(known)), Done::Looked(_)) => {
-                self.note_failure(
-                    Failure::ContentChanging,
-                    known.file.as_fd(),
-                    "a writer was let in while its label was read",
-                );
-            }
-            // Given up before. What was good stays good; whether the label has been written is seen at the next open.
-            (None, _) if busy.stalled == Some(Failure::LabelNotWritten) => self.still_to_renew(key),
-            // Given up before, or a report of another kind of work, which cannot be.
-            (Some(_), _) | (None, _) => {}
-        }
-        if let Some(file) = busy.closed.take() {
-            self.closed(file);
-        }
-        for ask in busy.waiting {
-            self.reconsider(ask);
-        }
-        if let (Some(since), Some(fd)) = (busy.broken, busy.lease) {
-            self.lease_breaks_since(fd, since);
-        }
-    }
-
-    fn repaired(&mut self, repair: Repair, wrote: bool) {
-        let Repair { ask, outcome, mut look } = repair;
-        if let Some(digest) = outcome.repair.filter(|_| wrote) {
-            look = look.rewritten(&digest);
-        }
-        self.finish(ask, outcome, look, Some(wrote));
-    }
-
     /// The label is right again. Whoever waited for that is judged like anybody else, with the digest at hand.
-    fn renewed(&mut self, key: Key, whose: Renewing, look: Look, digest: Digest, wrote: bool) {
+    pub(crate) fn renewed(&mut self, key: Key, whose: Renewing, look: Look, digest: Digest, wrote: bool) {
         if wrote {
             self.counters.renewed += 1;
         }
@@ -351,7 +235,7 @@ impl Guard {
 
     /// The label could not be renewed. The file is good, we know it; whoever waits is let in, and the next one to ask
     /// tries again.
-    fn not_renewed(&mut self, key: Key, whose: Renewing, busy: &mut Busy, why: &str) {
+    pub(crate) fn not_renewed(&mut self, key: Key, whose: Renewing, busy: &mut Busy, why: &str) {
         let waiting = busy.waiting.drain(..);
         let mut first = Some(why).filter(|_| !busy.complained);
         let mut asks = Vec::new();
@@ -373,36 +257,6 @@ impl Guard {
             }
         }
         self.still_to_renew(key);
-    }
-
-    /// Answers whoever a task was for by the failure table.
-    fn give_up(&mut self, task: Task, failure: Failure, why: &str) {
-        match task {
-            Task::Judge(ask) | Task::Renew(Renewing::Asked(ask)) => self.fail(*ask, failure, why),
-            Task::Repair(mut repair) => {
-                self.note_failure(failure, repair.ask.file(), why);
-                // Its lease has been given back.
-                repair.ask.hold = Hold::Unleased;
-                self.repaired(*repair, false);
-            }
-            // The writer goes on; his changes are not vouched for.
-            Task::Part(known) => self.note_failure(failure, known.file.as_fd(), why),
-            Task::Renew(Renewing::For(file)) => self.note_failure(failure, file.as_fd(), why),
-        }
-    }
-
-    /// Answers those who wait for work that does not move.
-    pub(crate) fn watch_progress(&mut self, now: Instant) {
-        for (failure, task, waiting) in self.inodes.abandon_stuck(now, STALL) {
-            let why = "no progress";
-            if let Some(task) = task {
-                self.give_up(task, failure, why);
-            }
-            waiting.into_iter().for_each(|ask| self.fail(ask, failure, why));
-        }
-        for device in self.inodes.stalled_for(now, SLOW) {
-            self.filesystems.was_slow(device, now);
-        }
     }
 }
 

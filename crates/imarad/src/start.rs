@@ -175,15 +175,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
     filesystems.make_private(&group, &threads.closer, mounts);
     let capacity = (descriptors / 2).min(REMEMBERED);
     warn_about_unseen_hooks(&begun.policy, &threads.log);
-    let life = Arc::<Life>::default();
-    let watchman = Watchman {
-        signals: begun.signals,
-        group: Arc::clone(&group),
-        wake: Arc::clone(&threads.wake),
-        log: threads.log.clone(),
-        life: Arc::clone(&life),
-    };
-    watchman.start()?;
+    let life = watch(begun.signals, &group, &threads)?;
     Ok(Guard {
         group,
         created: Created::new(created),
@@ -215,6 +207,20 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         events_handled: 0,
         started: Instant::now(),
     })
+}
+
+/// Starts the watchman.
+fn watch(signals: Signals, group: &Arc<PermissionGroup>, threads: &Threads) -> anyhow::Result<Arc<Life>> {
+    let life = Arc::<Life>::default();
+    let watchman = Watchman {
+        signals,
+        group: Arc::clone(group),
+        wake: Arc::clone(&threads.wake),
+        log: threads.log.clone(),
+        life: Arc::clone(&life),
+    };
+    watchman.start()?;
+    Ok(life)
 }
 
 /// What helps where the kernel cannot.
