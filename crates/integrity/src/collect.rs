@@ -65,9 +65,11 @@ impl Content<'_> {
         self.algorithm
     }
 
-    /// Judges the content. `digest` is that of the whole content, taken with [`Content::algorithm`].
+    /// Judges the content. `digest` is that of the whole content, taken with [`Content::algorithm`]; one that was taken
+    /// with another algorithm counts as none, and nothing passes.
     pub fn settle(self, digest: Digest) -> Outcome {
-        self.finish(Some(digest))
+        let asked = digest.algorithm() == self.algorithm;
+        self.finish(asked.then_some(digest))
     }
 
     fn finish(self, digest: Option<Digest>) -> Outcome {
@@ -87,12 +89,12 @@ impl Content<'_> {
         Outcome { verdict, judgement, complaint, repair, evidence: digest }
     }
 
-    /// `appraise_algos=`: a file that passed with an algorithm that the rule does not list is denied all the same.
+    /// `appraise_algos=`: a file that passed with an algorithm that the rule does not list is denied all the same; also a
+    /// new one without a label, which would get one of the default algorithm.
     ///
     /// Source: Linux `ima_appraise.c`, `ima_check_hash_algorithm` part of `process_measurement()`.
     fn allowed_algorithm(&self, judgement: Judgement) -> (Judgement, Operation) {
         let denied = judgement.status == Status::Pass
-            && self.label.bytes().is_some()
             && self.labels.algorithms.is_some_and(|allowed| !allowed.contains(self.algorithm));
         if denied {
             let judgement = Judgement { status: Status::Fail, cause: Some(Cause::DeniedHashAlgorithm) };

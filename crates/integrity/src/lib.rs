@@ -2,7 +2,7 @@
 //!
 //! Bytes and facts come in, decisions and bytes go out: no file, no clock, no environment, no `unsafe`.
 //! The story of one open is told in [`check`]; start there.
-#![forbid(unsafe_code)]
+#![forbid(unsafe_code, clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
 pub mod appraise;
 pub mod audit;

@@ -143,6 +143,23 @@ fn an_algorithm_that_the_rule_does_not_list_is_denied_under_another_operation() 
 }
 
 #[test]
+fn a_new_file_is_denied_if_it_would_get_a_label_that_the_rule_does_not_allow() {
+    for (rule, denied) in [("appraise_algos=sha512", true), ("appraise_algos=sha256,sha512", false), ("", false)] {
+        let outcome = outcome(&format!("appraise {rule}\n"), Mode::Enforce, LabelRead::Absent, NEW_EMPTY);
+        assert_eq!(outcome.judgement.cause, denied.then_some(Cause::DeniedHashAlgorithm), "{rule}");
+    }
+}
+
+#[test]
+fn a_digest_of_another_algorithm_than_was_asked_for_is_none() {
+    let label = right(HashAlgorithm::Sha256);
+    let Plan::Judge(labels) = plan(&decision("appraise\n"), settings(Mode::Enforce)) else { panic!("it appraises") };
+    let Collect::Content(stage) = labels.read(LabelRead::Value(&label), OLD) else { panic!("it has content") };
+    let outcome = stage.settle(Digest::of(HashAlgorithm::Sha512, CONTENT));
+    assert_eq!((outcome.verdict, outcome.evidence), (Verdict::Deny(Cause::Unknown), None));
+}
+
+#[test]
 fn what_cannot_be_labelled_or_read_is_denied_and_not_repaired() {
     for (label, cause) in [(LabelRead::Unsupported, Cause::NoXattrSupport), (LabelRead::Failed, Cause::Unknown)] {
         assert_eq!(outcome("appraise\n", Mode::Enforce, label, OLD).verdict, Verdict::Deny(cause));
