@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_linux::testing::FsKind;
 use serde_json::{Value, json};
 
-use crate::fixture::{Scratch, imara, line_of, right, set_label, sha256};
+use crate::fixture::{Copied, Scratch, imara, line_of, right, set_label, sha256};
 
 fn line(path: &Path, verdict: &str, cause: Option<&str>, expected: Option<&str>, found: Option<&str>) -> Value {
     json!({ "path": path.to_str().unwrap(), "verdict": verdict, "cause": cause, "expected": expected, "found": found })
@@ -154,4 +156,29 @@ fn a_missing_path_could_not_be_verified() {
     let ran = imara(&[&"verify", &"/nonexistent/imara"]);
     assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
     assert!(ran.err.starts_with("imara: /nonexistent/imara: No such file or directory"), "{}", ran.err);
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_fails_with_its_name_and_is_never_lost() {
+    let Some(scratch) = Scratch::new(FsKind::Ext4) else { return };
+    let copied = Copied::new("verify-nobody");
+    scratch.set_policy("appraise fowner=0\n");
+    let policy = scratch.mount.path().with_extension("policy");
+    let closed = scratch.write("closed", b"1");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    for directory in [scratch.mount.path(), scratch.mount.path().parent().unwrap()] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::remove_dir(scratch.path("lost+found")).unwrap();
+    for json in [&[][..], &["--json"]] {
+        let mut command = Command::new(&copied.program);
+        command.uid(65534).gid(65534).arg("verify").args(json).arg("--policy").arg(&policy).arg(scratch.mount.path());
+        let output = command.output().unwrap();
+        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{out}{err}");
+        assert!(err.contains(&format!("imara: {}: cannot be opened: Permission denied", closed.display())), "{err}");
+        if !json.is_empty() {
+            assert!(out.contains(r#""verdict":"deny","cause":"imara:unjudged""#), "{out}");
+        }
+    }
 }
