@@ -18,7 +18,7 @@ use imara_integrity::event::{Hook, Mask};
 use imara_integrity::iint::Writable;
 use imara_integrity::label::ImaLabel;
 use imara_integrity::policy::Decision;
-use imara_linux::fanotify::Pending;
+use imara_linux::fanotify::{Answered, Pending};
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
 use imara_linux::{open_call, task};
@@ -131,11 +131,7 @@ impl Guard {
             Some(known) if known.sighting.size() != ask.facts.size => self.consider_cut(ask, key),
             Some(known) => {
                 let digest = known.digest;
-                let seen = known.sighting.holds(&ask.facts).then(|| Look {
-                    sighting: known.sighting,
-                    label: known.label.clone(),
-                    digest: Some(digest),
-                });
+                let seen = known.sighting.holds(&ask.facts).then(|| known.look());
                 self.consider_known(ask, key, digest, seen);
             }
         }
@@ -410,11 +406,15 @@ impl Guard {
     /// Lets somebody pass without having judged.
     pub(crate) fn let_pass(&mut self, pending: Pending, pass: Pass) {
         self.counters.allowed += 1;
-        let answered = pending.allow(pass);
+        drop(self.answered(pending.allow(pass)));
+    }
+
+    /// The file of somebody who has been answered; gives the lease back when dropped, if he had one.
+    fn answered(&mut self, answered: Answered) -> LateFd {
         if answered.sent.is_err() {
             self.counters.unanswered += 1;
         }
-        drop(self.closer.late(answered.file, true));
+        self.closer.late(answered.file, true)
     }
 
     /// Answers by the failure table.
@@ -424,7 +424,7 @@ impl Guard {
             Some(pass) => (Action::Allowed, ask.pending.allow(pass)),
             None => (Action::Denied, ask.pending.deny()),
         };
-        let file = self.closer.late(answered.file, true);
+        let file = self.answered(answered);
         self.note_failure(failure, file.as_fd(), why);
         if failure.row().answer == Answer::DenyIfEnforcing {
             let complaint = Complaint { operation: Operation::CollectData, cause: Cause::Failed };
@@ -440,7 +440,7 @@ impl Guard {
             Some(pass) => pending.allow(pass),
             None => pending.deny(),
         };
-        let file = self.closer.late(answered.file, true);
+        let file = self.answered(answered);
         self.note_failure(failure, file.as_fd(), why);
     }
 

@@ -53,10 +53,10 @@ struct Lane {
     shared: Arc<Shared>,
     /// The number of the last lot that was handed over.
     given: u64,
-    /// Descriptors in all of them.
-    given_files: u64,
     /// The same, when it was last looked whether the threads keep up.
     before: u64,
+    /// Descriptors in all lots that were handed over.
+    given_files: u64,
     closers: u64,
     /// What found no room.
     left: Vec<OwnedFd>,

@@ -79,6 +79,11 @@ impl Known {
         let Look { sighting, label, .. } = look;
         Self { digest, label, sighting, file, used: Instant::now() }
     }
+
+    /// What was found in it.
+    pub(crate) fn look(&self) -> Look {
+        Look { sighting: self.sighting, label: self.label.clone(), digest: Some(self.digest) }
+    }
 }
 
 /// A file that somebody may be writing to.

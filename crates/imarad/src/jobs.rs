@@ -90,8 +90,7 @@ impl Guard {
             }
             (Some(Task::Repair(repair)), Done::Labelled) => self.repaired(*repair, true),
             (Some(Task::Repair(repair)), Done::NotWritten(why)) => {
-                self.note_failure(Failure::LabelNotWritten, repair.ask.file(), &why);
-                self.repaired(*repair, false);
+                self.not_repaired(*repair, Failure::LabelNotWritten, &why);
             }
             (Some(Task::Renew(whose)), Done::Renewed { look, digest, wrote }) if trusted => {
                 self.renewed(key, whose, look, digest, wrote);
@@ -135,15 +134,24 @@ impl Guard {
         self.finish(ask, outcome, look, Some(wrote));
     }
 
+    /// Answers first, and says then why the label was not written.
+    fn not_repaired(&mut self, repair: Repair, failure: Failure, why: &str) {
+        let copy = repair.ask.file().try_clone_to_owned().map(|copy| self.closer.late(copy, false));
+        self.repaired(repair, false);
+        match copy {
+            Ok(file) => self.note_failure(failure, file.as_fd(), why),
+            Err(error) => self.note(failure, &format!("{why} ({error})")),
+        }
+    }
+
     /// Answers whoever a task was for by the failure table.
     fn give_up(&mut self, task: Task, failure: Failure, why: &str) {
         match task {
             Task::Judge(ask) | Task::Renew(Renewing::Asked(ask)) => self.fail(*ask, failure, why),
             Task::Repair(mut repair) => {
-                self.note_failure(failure, repair.ask.file(), why);
                 // Its lease has been given back.
                 repair.ask.hold = Hold::Unleased;
-                self.repaired(*repair, false);
+                self.not_repaired(*repair, failure, why);
             }
             // The writer goes on; his changes are not vouched for.
             Task::Part(known) => self.note_failure(failure, known.file.as_fd(), why),

@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_change_within_the_grain_of_the_clock_is_never_ruled_out() {
-        let file = tempfile();
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
         let mut facts = file::facts(std::os::fd::AsFd::as_fd(&file)).unwrap();
         facts.changed = file::clock();
         let fresh = Sighting::of(&facts);
@@ -201,9 +201,5 @@ mod tests {
         assert!(!old.holds(&facts));
         facts.changed.seconds += 3600;
         assert!(!Sighting::of(&facts).holds(&facts), "from the future");
-    }
-
-    fn tempfile() -> std::fs::File {
-        std::fs::File::open("/proc/self/exe").unwrap()
     }
 }

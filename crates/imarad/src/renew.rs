@@ -20,6 +20,7 @@ use imara_integrity::policy::Decision;
 use imara_linux::file;
 use imara_linux::lease::{self, Taken};
 
+use crate::ask::Ask;
 use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::inodes::{Busy, Key, Known, Renewing, Task, Written};
@@ -81,7 +82,7 @@ impl Guard {
             return;
         }
         if known.sighting.holds(&facts) {
-            let look = Look { sighting: known.sighting, label: known.label.clone(), digest: Some(known.digest) };
+            let look = known.look();
             return self.part(key, known, look, decision);
         }
         // Somebody may have changed the label.
@@ -106,8 +107,7 @@ impl Guard {
         let Ok(facts) = file::facts(known.file.as_fd()) else { return false };
         let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
         let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return false };
-        let look = Look { sighting: known.sighting, label: known.label.clone(), digest: Some(known.digest) };
-        is_good(labels, &look, known.digest)
+        is_good(labels, &known.look(), known.digest)
     }
 
     /// Forgets a known file; unless it was cut under our lease by somebody of whom nobody told us.
@@ -249,14 +249,19 @@ impl Guard {
         }
         asks.extend(waiting);
         for ask in asks {
-            if let Some(why) = first.take() {
-                self.note_failure(Failure::LabelNotWritten, ask.file(), why);
-            }
-            if let Some(pass) = Failure::LabelNotWritten.pass(self.settings.mode) {
-                self.let_pass(ask.pending, pass);
+            match first.take() {
+                Some(why) => self.fail(ask, Failure::LabelNotWritten, why),
+                None => self.pass_unlabelled(ask),
             }
         }
         self.still_to_renew(key);
+    }
+
+    /// Lets somebody in to a good file, as the failure table says, of whose label it has been said already.
+    fn pass_unlabelled(&mut self, ask: Ask) {
+        if let Some(pass) = Failure::LabelNotWritten.pass(self.settings.mode) {
+            self.let_pass(ask.pending, pass);
+        }
     }
 }
 

@@ -338,7 +338,7 @@ impl Guard {
         }
     }
 
-    fn note(&mut self, failure: Failure, why: &str) {
+    pub(crate) fn note(&mut self, failure: Failure, why: &str) {
         self.counters.count(failure);
         self.say(failure, why);
     }
