@@ -8,8 +8,9 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use hashlink::LinkedHashMap;
-use imara_linux::create::{CreateBuffer, CreateGroup, Creation, FileHandle, file_handle};
 use imara_linux::file::{self, FileFacts, Time};
+use imara_linux::handle::{FileHandle, file_handle};
+use imara_linux::notice::{Notice, NoticeBuffer, NoticeGroup};
 
 /// Handles remembered at most. Nearly every new file is opened at once by whoever creates it; only those made by
 /// mknod(2) and those that no rule covers stay.
@@ -38,8 +39,8 @@ pub(crate) enum Newness {
 /// The creations we heard of.
 #[derive(Debug)]
 pub(crate) struct Created {
-    group: CreateGroup,
-    buffer: CreateBuffer,
+    group: NoticeGroup,
+    buffer: NoticeBuffer,
     /// In the order in which they were heard of.
     heard: LinkedHashMap<FileHandle, Time>,
     began: Time,
@@ -47,12 +48,12 @@ pub(crate) struct Created {
 }
 
 impl Created {
-    pub(crate) fn new(group: CreateGroup) -> Self {
+    pub(crate) fn new(group: NoticeGroup) -> Self {
         let (began, running) = (file::clock(), Instant::now());
-        Self { group, buffer: CreateBuffer::default(), heard: LinkedHashMap::new(), began, running }
+        Self { group, buffer: NoticeBuffer::default(), heard: LinkedHashMap::new(), began, running }
     }
 
-    pub(crate) const fn group(&self) -> &CreateGroup {
+    pub(crate) const fn group(&self) -> &NoticeGroup {
         &self.group
     }
 
@@ -77,7 +78,7 @@ impl Created {
         for notice in notices {
             any = true;
             match notice {
-                Ok(Creation::File(handle)) => {
+                Ok(Notice::File(handle)) => {
                     self.heard.insert(handle, now);
                 }
                 Ok(_) | Err(_) => lost += 1,

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use hashlink::{LinkedHashMap, LinkedHashSet};
 use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
-use imara_linux::create::short_handle;
 use imara_linux::file::{FileFacts, Time};
+use imara_linux::handle::short_handle;
 
 use crate::ask::Ask;
 use crate::closer::LateFd;

@@ -16,13 +16,13 @@ use imara_integrity::event::Hook;
 use imara_integrity::policy::{Family, Policy, Verb};
 use imara_linux::apart::{Apart, Home};
 use imara_linux::control::Listener;
-use imara_linux::create::CreateGroup;
 use imara_linux::epoll::Waker;
 use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::hash::FileHasher;
 use imara_linux::lease::{self, LeaseSignal, LeaseSignals};
 use imara_linux::lock::{Lock, LockError};
 use imara_linux::mounts::{self, MountWatch};
+use imara_linux::notice::NoticeGroup;
 use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{self, Hangup, Signals};
 use imara_linux::{limits, mount_point, task};
@@ -166,8 +166,8 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         "cannot ask the kernel for permission events",
         "run as root, with CAP_SYS_ADMIN, on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
     ))?);
-    let created =
-        CreateGroup::open().map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
+    let created = NoticeGroup::of_creations()
+        .map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
     let mut filesystems = FileSystems::default();
     for (path, mount) in mounts {
         filesystems.add(path, mount)?;
@@ -242,7 +242,7 @@ fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
 }
 
 /// A btrfs subvolume cannot be marked by itself, only through the top of its file system.
-fn mark_creations(group: &CreateGroup, mount: &OwnedFd) -> anyhow::Result<()> {
+fn mark_creations(group: &NoticeGroup, mount: &OwnedFd) -> anyhow::Result<()> {
     let Err(error) = group.mark_filesystem(mount.as_fd()) else { return Ok(()) };
     if error.errno() != Some(CROSS_DEVICE) {
         return Err(error.into());

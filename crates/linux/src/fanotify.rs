@@ -154,11 +154,42 @@ impl PermissionGroup {
         self.mark(ignore, mount, what)
     }
 
-    fn mark(&self, action: u32, mount: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
+    /// Lets the kernel answer for this file: of `what` nobody is asked any more, until [`heed_inode`](Self::heed_inode),
+    /// until it is changed by a call (`write(2)`, truncation; not by a store through a mapping), or until its inode is
+    /// dropped from memory.
+    ///
+    /// The mark keeps a bit of its own, `FAN_CLOSE_WRITE`, which is never taken away: a mark without any is destroyed, and
+    /// the kernel lets those pass who open the file at that moment.
+    ///
+    /// Source: Linux `fs/notify/fanotify/fanotify_user.c`, `fanotify_mark_remove_from_mask()`; `fanotify.c`,
+    /// `fsnotify_prepare_user_wait()`.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 5.19, `ENOMEM`, or closed.
+    pub fn ignore_inode(&self, file: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
+        let add = libc::FAN_MARK_ADD | libc::FAN_MARK_EVICTABLE;
+        self.mark(add, file, FsMask::CLOSE_WRITE)?;
+        self.mark(add | libc::FAN_MARK_IGNORED_MASK, file, what)
+    }
+
+    /// Asks again about this file. When it returns, whoever opens the file asks.
+    ///
+    /// # Errors
+    /// None that is known of, or closed.
+    pub fn heed_inode(&self, file: BorrowedFd<'_>) -> Result<(), FanotifyError> {
+        let all = FsMask::OPEN.union(FsMask::EXEC);
+        match self.mark(libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK, file, all) {
+            // There is no mark.
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn mark(&self, action: u32, target: BorrowedFd<'_>, what: FsMask) -> Result<(), FanotifyError> {
         self.fd
-            .with(|group| group.mark(action, what.0, mount))
+            .with(|group| group.mark(action, what.0, target))
             .ok_or(FanotifyError::Closed)?
-            .map_err(|error| CallError::new("fanotify_mark", mount, error).into())
+            .map_err(|error| CallError::new("fanotify_mark", target, error).into())
     }
 
     /// Reads what is there, without waiting; an empty iterator if nothing is.

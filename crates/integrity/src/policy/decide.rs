@@ -48,7 +48,7 @@ impl Policy {
         decision
     }
 
-    fn take(&self, decision: &mut Decision, id: RuleId, rule: &Rule, hook: Hook) {
+    pub(super) fn take(&self, decision: &mut Decision, id: RuleId, rule: &Rule, hook: Hook) {
         let (family, verb) = (rule.action.family(), rule.action.verb());
         decision.flags = decision.flags.union(rule.flags);
         decision.decided.set(family, Decided { rule: id, verb });

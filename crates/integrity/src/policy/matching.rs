@@ -31,11 +31,13 @@ impl Rule {
             | Hook::KexecCmdline
             | Hook::SetxattrCheck => {}
         }
-        (any_access || self.matches_mask(event))
-            && self.matches_file_system(event)
-            && self.matches_ids(event)
-            && label_matches(&self.subject, event.subject_label)
-            && label_matches(&self.object, event.object_label)
+        (any_access || self.matches_mask(event)) && self.matches_object(event) && self.matches_subject(event)
+    }
+
+    /// Whether this rule is about that access to a file if the right one asks, whatever `event` says of the subject. Not
+    /// for [`Hook::PostSetattr`], nor for what is no file.
+    pub(super) fn may_match(&self, event: &Event<'_>) -> bool {
+        self.func.is_none_or(|func| func == event.hook) && self.matches_mask(event) && self.matches_object(event)
     }
 
     fn matches_data(&self, names: &[Box<str>], event: &Event<'_>) -> bool {
@@ -59,14 +61,18 @@ impl Rule {
             && self.fsuuid.is_none_or(|uuid| uuid == fs.uuid)
     }
 
-    fn matches_ids(&self, event: &Event<'_>) -> bool {
+    fn matches_object(&self, event: &Event<'_>) -> bool {
+        self.matches_file_system(event)
+            && self.fowner.is_none_or(|owner| owner.holds(event.object.owner.0))
+            && self.fgroup.is_none_or(|group| group.holds(event.object.group.0))
+            && label_matches(&self.object, event.object_label)
+    }
+
+    fn matches_subject(&self, event: &Event<'_>) -> bool {
         let who = &event.subject;
         let user = |c| credential_holds(c, [who.uid.0, who.euid.0, who.suid.0], who.cap_setuid);
         let group = |c| credential_holds(c, [who.gid.0, who.egid.0, who.sgid.0], who.cap_setgid);
-        self.user.is_none_or(user)
-            && self.group.is_none_or(group)
-            && self.fowner.is_none_or(|owner| owner.holds(event.object.owner.0))
-            && self.fgroup.is_none_or(|group| group.holds(event.object.group.0))
+        self.user.is_none_or(user) && self.group.is_none_or(group) && label_matches(&self.subject, event.subject_label)
     }
 }
 
