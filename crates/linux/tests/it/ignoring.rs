@@ -126,10 +126,12 @@ fn a_mark_is_dropped_with_its_inode_which_it_does_not_keep_in_memory() {
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         drop(file);
         let dropped = || {
-            fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            // An inode that was looked at lately survives the first time.
+            (0..5).for_each(|_| fs::write("/proc/sys/vm/drop_caches", "2").unwrap());
+            // Looking for its mark is looking at it.
             inode_marks(&group).is_empty()
         };
-        assert!((0..100).any(|_| dropped()), "{kind:?}: {:?}", inode_marks(&group));
+        assert!((0..20).any(|_| dropped()), "{kind:?}: {:?}", inode_marks(&group));
         assert!(asks(&group, &path, &reading()), "{kind:?}");
     });
 }
