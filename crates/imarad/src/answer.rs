@@ -20,6 +20,7 @@ use imara_integrity::label::ImaLabel;
 use imara_integrity::policy::Decision;
 use imara_linux::fanotify::{Answered, Pending};
 use imara_linux::file::{self, FileFacts};
+use imara_linux::handle::short_handle;
 use imara_linux::lease::{self, Taken};
 use imara_linux::{open_call, task};
 
@@ -27,9 +28,11 @@ use crate::ask::{Ask, Hold, Repair};
 use crate::closer::LateFd;
 use crate::created::Newness;
 use crate::failure::{Answer, Failure};
-use crate::inodes::{Key, Known, Renewing, Task};
+use crate::inodes::{Known, Renewing, Task};
+use crate::key::Key;
 use crate::look::{Look, Wanted};
 use crate::pool::Work;
+use crate::recall::Recall;
 use crate::serve::Guard;
 
 /// How long a question waits for the notice that its file is new, each time.
@@ -63,7 +66,14 @@ impl Guard {
             }
         };
         match check::plan(&decision, self.settings) {
-            Plan::Allow(pass) => self.let_pass(pending, pass),
+            Plan::Allow(pass) => {
+                if let Some(handle) = short_handle(pending.file()) {
+                    // If he writes, nobody vouches for that.
+                    self.recall.forget_handle(handle);
+                }
+                let file = self.passed(pending, pass);
+                self.ignore_unasked(file.as_fd(), &facts);
+            }
             Plan::Judge(_) => self.consider(Ask::new(pending, facts, decision)),
         }
     }
@@ -234,6 +244,15 @@ impl Guard {
         if let Err(why) = self.refresh(&mut ask) {
             return self.fail(ask, Failure::FactsUnreadable, &why);
         }
+        if ask.hold == Hold::Lease
+            && let Some(look) = self.recall.take(&ask.key(), &ask.facts)
+            // Without its mark, the inode has not been in memory all the time.
+            && self.ignoring.notices().unwatch_inode(ask.file()).unwrap_or(false)
+        {
+            ask.recalled = true;
+            self.counters.recalled += 1;
+            return self.judge(ask, look);
+        }
         match self.look_at_once(&ask, None) {
             Some(look) => self.looked(ask, look),
             None => self.look_elsewhere(ask, None),
@@ -325,7 +344,7 @@ impl Guard {
     pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
         let good = outcome.good(repaired == Some(true));
         let asker = outcome.complaint.map(|_| ask.asker());
-        let (key, hold, facts) = (ask.key(), ask.hold, ask.facts);
+        let (key, hold, facts, recalled) = (ask.key(), ask.hold, ask.facts, ask.recalled);
         let (allowed, answered) = match outcome.verdict {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
             Verdict::Deny(_) => (false, ask.pending.deny()),
@@ -345,11 +364,35 @@ impl Guard {
             self.counters.allowed += 1;
         }
         match (hold, outcome.evidence) {
-            (Hold::Lease, Some(digest)) => self.know(key, Known::new(digest, look, file)),
+            // Seen for the first time: that it was good is remembered, without holding it.
+            (Hold::Lease, Some(_)) if good && !recalled && self.can_recall(&key, &look) => {
+                self.remember(key, look, file.as_fd(), &facts);
+            }
+            (Hold::Lease, Some(digest)) => {
+                self.know(key, Known::new(digest, look, file));
+                if good && recalled {
+                    self.ignore_known(key, &facts);
+                }
+            }
+            (Hold::Remembered, _) if good => self.ignore_known(key, &facts),
             // Without evidence: a new file that has no label yet.
             (Hold::Lease, None) if allowed && good => self.renew(key, Renewing::For(file), false),
             (Hold::Writer, _) if allowed => self.now_written(key, good, Some(look), Some(file)),
             _ => {}
+        }
+    }
+
+    /// Whether the second memory will do for a file that was found so.
+    fn can_recall(&self, key: &Key, look: &Look) -> bool {
+        self.ignoring.is_possible() && Recall::takes(key, look) && self.filesystems.shows_changes(key.device())
+    }
+
+    /// Puts what was found into the second memory. `file` still holds the lease.
+    pub(crate) fn remember(&mut self, key: Key, look: Look, file: BorrowedFd<'_>, facts: &FileFacts) {
+        let followed = self.follows_all_writers(facts);
+        match self.ignoring.notices().watch_inode(file) {
+            Ok(()) => self.recall.remember(key, look, followed),
+            Err(error) => self.cannot_ignore(&error),
         }
     }
 
@@ -405,8 +448,12 @@ impl Guard {
 
     /// Lets somebody pass without having judged.
     pub(crate) fn let_pass(&mut self, pending: Pending, pass: Pass) {
+        drop(self.passed(pending, pass));
+    }
+
+    fn passed(&mut self, pending: Pending, pass: Pass) -> LateFd {
         self.counters.allowed += 1;
-        drop(self.answered(pending.allow(pass)));
+        self.answered(pending.allow(pass))
     }
 
     /// The file of somebody who has been answered; gives the lease back when dropped, if he had one.

@@ -9,7 +9,7 @@ use imara_linux::fanotify::Pending;
 use imara_linux::file::FileFacts;
 use imara_linux::{lease, task};
 
-use crate::inodes::Key;
+use crate::key::Key;
 use crate::look::Look;
 
 /// How often a question waits for the notice that its file is new.
@@ -23,6 +23,8 @@ pub(crate) struct Ask {
     pub(crate) facts: FileFacts,
     pub(crate) decision: Decision,
     pub(crate) hold: Hold,
+    /// Whether what is known of the file comes from the second memory.
+    pub(crate) recalled: bool,
     /// How often it was hashed in vain, because it changed.
     pub(crate) tries: u8,
     /// How often it may still be parked.
@@ -32,7 +34,7 @@ pub(crate) struct Ask {
 impl Ask {
     pub(crate) fn new(pending: Pending, facts: FileFacts, decision: Decision) -> Self {
         let key = Key::of(pending.file(), &facts);
-        Self { pending, key, facts, decision, hold: Hold::Nothing, tries: 0, patience: PATIENCE }
+        Self { pending, key, facts, decision, hold: Hold::Nothing, recalled: false, tries: 0, patience: PATIENCE }
     }
 
     pub(crate) const fn key(&self) -> Key {

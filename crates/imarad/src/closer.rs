@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use imara_linux::apart::{AT_ONCE, Apart, Giver, Taker, handing_over};
 use imara_linux::error::CallError;
+use imara_linux::fanotify::PermissionGroup;
 use imara_linux::{file, lease};
 
 /// Lanes for files that have lost their names. A file system that stands still blocks the lane of its files, and perhaps
@@ -111,7 +112,7 @@ impl Closer {
 
     /// A descriptor that is closed later. `leased`: it holds a lease, which is to be given back at once even so.
     pub(crate) fn late(&self, fd: OwnedFd, leased: bool) -> LateFd {
-        LateFd { fd: Some(fd), leased, dropped: self.dropped.clone() }
+        LateFd { fd: Some(fd), leased, ignored: None, dropped: self.dropped.clone() }
     }
 
     /// Hands over what has been dropped. To be called whenever there is nothing more urgent.
@@ -249,6 +250,8 @@ pub(crate) struct LateFd {
     /// There until it is dropped.
     fd: Option<OwnedFd>,
     leased: bool,
+    /// Who does not ask about the file any more, as long as its lease is held.
+    ignored: Option<Arc<PermissionGroup>>,
     dropped: Dropped,
 }
 
@@ -258,8 +261,33 @@ impl LateFd {
         self.leased = true;
     }
 
-    /// Gives its lease back, if it holds one.
+    /// Says that the kernel answers for the file, which holds a lease.
+    pub(crate) fn now_ignored(&mut self, by: &Arc<PermissionGroup>) {
+        self.ignored = Some(Arc::clone(by));
+    }
+
+    /// Whether the kernel answers for the file, unless somebody changed it under its lease.
+    pub(crate) const fn is_ignored(&self) -> bool {
+        self.ignored.is_some()
+    }
+
+    /// Has the kernel ask about the file again.
+    pub(crate) fn heed(&mut self) {
+        if let Some(group) = self.ignored.take() {
+            // An error says that the group is closed.
+            let _ = group.heed_inode(self.as_fd());
+        }
+    }
+
+    /// Stands in for `other`, whose lease may then be given back although the kernel answers for the file. Must hold a
+    /// lease itself.
+    pub(crate) fn stand_in_for(&mut self, other: &mut Self) {
+        self.ignored = other.ignored.take();
+    }
+
+    /// Gives its lease back, if it holds one; but nobody is let in to write before the kernel asks again.
     pub(crate) fn release(&mut self) {
+        self.heed();
         if std::mem::take(&mut self.leased) {
             // An error says that the kernel has taken it away before.
             let _ = lease::release(self.as_fd());

@@ -78,7 +78,7 @@ impl Created {
         for notice in notices {
             any = true;
             match notice {
-                Ok(Notice::File(handle)) => {
+                Ok(Notice::Made(handle)) => {
                     self.heard.insert(handle, now);
                 }
                 Ok(_) | Err(_) => lost += 1,

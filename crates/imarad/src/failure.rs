@@ -29,6 +29,9 @@ pub(crate) enum Failure {
     LeaseRefused,
     /// The kernel's signal queue was full: a lease may have been broken without our knowing.
     LeaseSignalLost,
+    /// A change of owner, mode or label was not heard of, or a file that changed was not found: the kernel may go on to
+    /// let a file through of which no rule asked anything before.
+    ChangeLost,
 }
 
 /// What the one who waits gets.
@@ -53,7 +56,7 @@ pub(crate) struct Row {
 
 impl Failure {
     /// Every row.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::QueueOverflow,
         Self::EventUnreadable,
         Self::FactsUnreadable,
@@ -64,6 +67,7 @@ impl Failure {
         Self::LabelNotWritten,
         Self::LeaseRefused,
         Self::LeaseSignalLost,
+        Self::ChangeLost,
     ];
 
     /// The table.
@@ -79,6 +83,7 @@ impl Failure {
             Self::LabelNotWritten => ("label-not-written", Answer::Allow),
             Self::LeaseRefused => ("lease-refused", Answer::Nobody),
             Self::LeaseSignalLost => ("lease-signal-lost", Answer::Nobody),
+            Self::ChangeLost => ("change-lost", Answer::Nobody),
         };
         Row { word, answer }
     }

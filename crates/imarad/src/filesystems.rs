@@ -1,16 +1,17 @@
 //! The guarded file systems: what the policy wants to know of them, and their names in the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use imara_integrity::event::{Event, FileSystem, Hook, Mask, Object, Subject};
-use imara_integrity::policy::{Decision, Policy};
+use imara_integrity::event::{Event, FileSystem, Gid, Hook, Mask, Object, Subject, Uid};
+use imara_integrity::policy::{Decision, Foreseen, Policy, Writers};
 use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::file::FileFacts;
+use imara_linux::handle::file_handle;
 use imara_linux::lease;
 use imara_linux::lock::Lock;
 use imara_linux::open_call::OpenCall;
@@ -26,6 +27,9 @@ const CHANGED_ELSEWHERE: [&str; 15] = [
     "9p", "afs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "orangefs",
     "smb3", "virtiofs",
 ];
+
+/// So many results are kept for another time.
+const FORESEEN: usize = 4096;
 
 /// For how long a file system that was slow is left to the workers.
 const RECOVERY: Duration = Duration::from_secs(10);
@@ -47,6 +51,8 @@ pub(crate) struct Guarded {
     pub(crate) marked: bool,
     /// A mount of our own, through which remembered files are held without keeping the public one busy.
     private: Option<Arc<LateFd>>,
+    /// As notices name it.
+    fsid: Option<[i32; 2]>,
     /// When it was last seen to be slow.
     slow: Option<Instant>,
 }
@@ -56,6 +62,21 @@ pub(crate) struct Guarded {
 pub(crate) struct FileSystems {
     guarded: Vec<Guarded>,
     devices: HashMap<(u32, u32), usize>,
+    /// Mounts through which files show their own owners.
+    plain: HashSet<u64>,
+    /// By file system, owner and group.
+    foreseen: HashMap<(usize, Uid, Gid), Foresight>,
+}
+
+/// What rules can ask of a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Foresight {
+    /// When it is opened without being executed.
+    pub(crate) open: Foreseen,
+    /// When it is executed.
+    pub(crate) exec: Foreseen,
+    /// Who is judged that opens it for writing.
+    pub(crate) writers: Writers,
 }
 
 impl FileSystems {
@@ -78,6 +99,7 @@ impl FileSystems {
             lock: None,
             marked: true,
             private: None,
+            fsid: file_handle(mount.as_fd()).ok().map(|handle| handle.fsid()),
             slow: None,
         });
         Ok(())
@@ -105,6 +127,40 @@ impl FileSystems {
     /// The mount of our own of the file system with this device.
     pub(crate) fn private(&self, device: (u32, u32)) -> Option<Arc<LateFd>> {
         self.by_device(device)?.private.clone()
+    }
+
+    /// The mounts of our own of the file systems that notices name so: one, or several if one is a copy of another.
+    pub(crate) fn private_of(&self, fsid: [i32; 2]) -> Vec<Arc<LateFd>> {
+        self.guarded.iter().filter(|fs| fs.fsid == Some(fsid)).filter_map(|fs| fs.private.clone()).collect()
+    }
+
+    /// Whether the kernel may answer for such a file: it is on a guarded file system itself (not on an overlay over one),
+    /// of a kind whose changes are all heard of, and shows its own owner.
+    pub(crate) fn may_ignore(&self, facts: &FileFacts) -> bool {
+        let fit = |fs: &Guarded| fs.private.is_some() && SELF_CONTAINED.contains(&fs.facts.name.as_str());
+        self.by_device(facts.device).is_some_and(fit) && facts.mount_id.is_some_and(|id| self.plain.contains(&id))
+    }
+
+    /// Whether each change of a file's content shows in its time of change, even if made through a mapping.
+    pub(crate) fn shows_changes(&self, device: (u32, u32)) -> bool {
+        let name = self.by_device(device).map(|fs| fs.facts.name.as_str());
+        name.is_some_and(|name| name != "tmpfs" && SELF_CONTAINED.contains(&name))
+    }
+
+    /// What rules can ask of such a file, whoever opens it.
+    pub(crate) fn foresee(&mut self, policy: &Policy, facts: &FileFacts) -> Foresight {
+        let key = (self.number(facts.device), facts.owner, facts.group);
+        if let Some(foreseen) = self.foreseen.get(&key) {
+            return *foreseen;
+        }
+        let object = Object { owner: facts.owner, group: facts.group, fs: self.of(facts) };
+        let (open, exec) = (policy.foresee_open(&object), policy.foresee_exec(&object));
+        let foreseen = Foresight { open, exec, writers: policy.appraised_writers(&object) };
+        if self.foreseen.len() >= FORESEEN {
+            self.foreseen.clear();
+        }
+        self.foreseen.insert(key, foreseen);
+        foreseen
     }
 
     /// The number of the file system with this device; one more than there are, if it is not known.
@@ -172,9 +228,11 @@ impl FileSystems {
         self.by_device(facts.device).map_or(&NONE, |guarded| &guarded.facts)
     }
 
-    /// Devices of guarded file systems that are mounted nowhere any more: what is remembered of them keeps them busy.
-    pub(crate) fn take_unmounted(&mut self) -> Vec<(u32, u32)> {
+    /// The list of mounts has changed. Returns the devices of guarded file systems that are mounted nowhere any more: what
+    /// is remembered of them keeps them busy.
+    pub(crate) fn mounts_changed(&mut self) -> Vec<(u32, u32)> {
         let Ok(mounts) = imara_linux::mounts::mounts() else { return Vec::new() };
+        self.plain = mounts.iter().filter(|mount| !mount.id_mapped).map(|mount| mount.id).collect();
         let unmounted = |fs: &Guarded| !mounts.iter().any(|mount| mount.device == fs.device);
         self.guarded.iter_mut().filter(|fs| unmounted(fs)).for_each(|fs| fs.private = None);
         let of = |index: &usize| self.guarded.get(*index).is_some_and(unmounted);

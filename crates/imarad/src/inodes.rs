@@ -9,6 +9,7 @@
 //! Known inodes are few and short-lived on purpose: each holds a descriptor, which keeps its file system mounted and a
 //! deleted file's blocks allocated. The least recently used go first, and none stays longer than [`IDLE`] unused.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -18,49 +19,26 @@ use std::time::{Duration, Instant};
 use hashlink::{LinkedHashMap, LinkedHashSet};
 use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
-use imara_linux::file::{FileFacts, Time};
-use imara_linux::handle::short_handle;
+use imara_linux::file::FileFacts;
 
 use crate::ask::Ask;
 use crate::closer::LateFd;
 use crate::failure::Failure;
+use crate::key::Key;
 use crate::look::{Label, Look, Sighting};
 
 /// How long a digest is remembered that nobody asks for.
-pub(crate) const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(5);
+
+/// How long the kernel answers for a file before we look at it again: whoever wants to write to it with `O_NONBLOCK`
+/// meanwhile is sent away once (`EAGAIN`).
+const IGNORED: Duration = Duration::from_secs(60);
 
 /// Whoever changed a file without opening it has done so by the time that the next try is further away than this.
 const SOON: Duration = Duration::from_millis(50);
 
 /// Written files without a name that are remembered at most.
 const ORPHANS: usize = 4096;
-
-/// An inode that lives: device, number, birth and handle, so that a number that is used again is another inode, and so is
-/// that of another btrfs subvolume on a device number that is used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Key {
-    device: (u32, u32),
-    inode: u64,
-    born: Option<Time>,
-    handle: Option<[u8; 24]>,
-}
-
-impl Key {
-    /// That of an open file.
-    pub(crate) fn of(file: BorrowedFd<'_>, facts: &FileFacts) -> Self {
-        Self { device: facts.device, inode: facts.inode, born: facts.born, handle: short_handle(file) }
-    }
-
-    /// The device, as the file shows it.
-    pub(crate) const fn device(&self) -> (u32, u32) {
-        self.device
-    }
-
-    /// Whether no later inode can be taken for this one.
-    pub(crate) const fn is_unique(&self) -> bool {
-        self.handle.is_some() || self.born.is_some()
-    }
-}
 
 /// The digest of a content that cannot change while `file` is open: its description holds a read lease.
 #[derive(Debug)]
@@ -175,6 +153,8 @@ pub(crate) struct Busy {
 #[derive(Debug)]
 pub(crate) struct Inodes {
     known: LinkedHashMap<Key, Known>,
+    /// Of what is known; files of different file systems may have the same handle.
+    by_handle: HashMap<[u8; 24], Vec<Key>>,
     written: HashMap<Key, Written>,
     busy: HashMap<Key, Busy>,
     leases: HashMap<RawFd, Key>,
@@ -189,6 +169,7 @@ impl Inodes {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
             known: LinkedHashMap::new(),
+            by_handle: HashMap::new(),
             written: HashMap::new(),
             busy: HashMap::new(),
             leases: HashMap::new(),
@@ -209,7 +190,20 @@ impl Inodes {
     pub(crate) fn know(&mut self, key: Key, known: Known) {
         self.take_known(&key);
         self.leases.insert(known.file.as_raw_fd(), key);
+        if let Some(handle) = key.handle() {
+            self.by_handle.entry(handle).or_default().push(key);
+        }
         self.known.insert(key, known);
+    }
+
+    /// What is known of files with this handle: one, or none, but for copies of file systems.
+    pub(crate) fn known_by_handle(&self, handle: &[u8; 24]) -> Vec<Key> {
+        self.by_handle.get(handle).cloned().unwrap_or_default()
+    }
+
+    /// The same as [`known`](Self::known), but no use of it, and to be changed.
+    pub(crate) fn known_mut(&mut self, key: &Key) -> Option<&mut Known> {
+        self.known.get_mut(key)
     }
 
     /// Notes a newer look at the label.
@@ -225,10 +219,11 @@ impl Inodes {
     }
 
     /// Lets another descriptor, which holds a lease too, keep a remembered digest true.
-    pub(crate) fn hold_by(&mut self, key: &Key, file: LateFd) {
+    pub(crate) fn hold_by(&mut self, key: &Key, mut file: LateFd) {
         if let Some(known) = self.known.get_mut(key) {
             self.leases.remove(&known.file.as_raw_fd());
             self.leases.insert(file.as_raw_fd(), *key);
+            file.stand_in_for(&mut known.file);
             known.file = file;
         }
     }
@@ -236,8 +231,18 @@ impl Inodes {
     /// Takes a known inode out, for example because its lease is being broken.
     pub(crate) fn take_known(&mut self, key: &Key) -> Option<Known> {
         let known = self.known.remove(key)?;
-        self.leases.remove(&known.file.as_raw_fd());
+        self.no_longer_known(key, &known);
         Some(known)
+    }
+
+    fn no_longer_known(&mut self, key: &Key, known: &Known) {
+        self.leases.remove(&known.file.as_raw_fd());
+        if let Some(Entry::Occupied(mut keys)) = key.handle().map(|handle| self.by_handle.entry(handle)) {
+            keys.get_mut().retain(|other| other != key);
+            if keys.get().is_empty() {
+                keys.remove();
+            }
+        }
     }
 
     /// Forgets a digest and gives its lease back.
@@ -247,9 +252,12 @@ impl Inodes {
 
     /// Forgets every digest.
     pub(crate) fn forget_all_known(&mut self) {
-        for (_, known) in self.known.drain() {
-            self.leases.remove(&known.file.as_raw_fd());
-        }
+        while self.take_oldest().is_some() {}
+    }
+
+    /// Has the kernel ask about every known file again.
+    pub(crate) fn heed_all(&mut self) {
+        self.known.values_mut().for_each(|known| known.file.heed());
     }
 
     /// Forgets digests and writers; what workers have in hand ends by itself.
@@ -260,29 +268,29 @@ impl Inodes {
 
     /// Forgets the digests of these devices' inodes.
     pub(crate) fn forget_known_of(&mut self, devices: &[(u32, u32)]) {
-        let keys: Vec<Key> = self.known.keys().filter(|key| devices.contains(&key.device)).copied().collect();
+        let keys: Vec<Key> = self.known.keys().filter(|key| devices.contains(&key.device())).copied().collect();
         keys.iter().for_each(|key| self.forget_known(key));
     }
 
     /// Forgets all about these devices' inodes, except what workers have in hand.
     pub(crate) fn forget_devices(&mut self, devices: &[(u32, u32)]) {
         self.forget_known_of(devices);
-        self.written.retain(|key, _| !devices.contains(&key.device));
+        self.written.retain(|key, _| !devices.contains(&key.device()));
     }
 
-    /// Takes out one that nobody has asked for since [`IDLE`].
-    pub(crate) fn take_idle(&mut self, now: Instant) -> Option<(Key, Known)> {
-        let (_, oldest) = self.known.front()?;
-        if now.duration_since(oldest.used) < IDLE {
-            return None;
-        }
-        self.take_oldest()
+    /// Those that have been known for long enough without anybody asking. Of files that the kernel answers for we do not
+    /// hear whether they are in use, but if they are they are known again in a moment.
+    pub(crate) fn idle(&self, now: Instant) -> Vec<Key> {
+        let age = |known: &Known| now.duration_since(known.used);
+        let old = self.known.iter().take_while(|(_, known)| age(known) >= IDLE);
+        let idle = old.filter(|(_, known)| age(known) >= if known.file.is_ignored() { IGNORED } else { IDLE });
+        idle.map(|(key, _)| *key).collect()
     }
 
     /// Takes out the least recently used one.
     pub(crate) fn take_oldest(&mut self) -> Option<(Key, Known)> {
         let (key, oldest) = self.known.pop_front()?;
-        self.leases.remove(&oldest.file.as_raw_fd());
+        self.no_longer_known(&key, &oldest);
         Some((key, oldest))
     }
 
@@ -369,12 +377,12 @@ impl Inodes {
             let progress = busy.progress.load(Ordering::Relaxed);
             if progress != busy.seen.0 {
                 busy.seen = (progress, now);
-                self.moved.insert(key.device, now);
+                self.moved.insert(key.device(), now);
             }
         }
         self.moved.retain(|_, moved| now.duration_since(*moved) <= limit);
         for (key, busy) in &mut self.busy {
-            let turn = busy.seen.0 == 0 && self.moved.contains_key(&key.device);
+            let turn = busy.seen.0 == 0 && self.moved.contains_key(&key.device());
             if turn || busy.stalled.is_some() || now.duration_since(busy.seen.1) <= limit {
                 continue;
             }
@@ -395,14 +403,14 @@ impl Inodes {
 
     /// Work that was done: its file system moves.
     pub(crate) fn note_move(&mut self, key: &Key) {
-        self.moved.insert(key.device, Instant::now());
+        self.moved.insert(key.device(), Instant::now());
     }
 
     /// Devices of files on which a worker has begun and not moved for this long.
     pub(crate) fn stalled_for(&self, now: Instant, long: Duration) -> Vec<(u32, u32)> {
         let begun = self.busy.iter().filter(|(_, busy)| busy.seen.0 > 0);
         let stalled = begun.filter(|(_, busy)| now.duration_since(busy.seen.1) > long);
-        stalled.map(|(key, _)| key.device).collect()
+        stalled.map(|(key, _)| key.device()).collect()
     }
 
     /// Whether there are descriptors to spare for files that are being written.

@@ -10,7 +10,8 @@ use imara_linux::file;
 
 use crate::ask::{Hold, Repair};
 use crate::failure::Failure;
-use crate::inodes::{Busy, Key, Renewing, Task};
+use crate::inodes::{Busy, Renewing, Task};
+use crate::key::Key;
 use crate::pool::{Done, Job, Report, Work};
 use crate::serve::Guard;
 

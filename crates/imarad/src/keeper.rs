@@ -13,7 +13,7 @@ use imara_linux::epoll::Waker;
 use imara_linux::private_mount;
 
 use crate::closer::LateFd;
-use crate::inodes::Key;
+use crate::key::Key;
 
 /// Files that wait for the thread at most; each is a descriptor.
 const WAITING: usize = 128;

@@ -52,6 +52,11 @@ impl Sighting {
         self.settled && self.looks_like(now)
     }
 
+    /// Whether a later change is sure to show.
+    pub(crate) const fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     /// Bytes.
     pub(crate) const fn size(&self) -> u64 {
         self.size

@@ -22,7 +22,7 @@ use imara_linux::file;
 use imara_linux::hash::FileHasher;
 use imara_linux::xattr;
 
-use crate::inodes::Key;
+use crate::key::Key;
 use crate::look::{Label, Look, Sighting, Wanted};
 
 /// Workers at most. More than processors, because they wait for disks more than they compute, and some may hang.
@@ -144,7 +144,7 @@ pub(crate) struct Pool {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    home: Home,
+    home: Arc<Home>,
     out: Sender<Report>,
     wake: Arc<Waker>,
 }
@@ -184,7 +184,7 @@ impl State {
 
 impl Pool {
     /// No workers yet; they come with the work, and call `wake` after each report.
-    pub(crate) fn new(apart: Apart, home: Home, wake: Arc<Waker>) -> Self {
+    pub(crate) fn new(apart: Apart, home: Arc<Home>, wake: Arc<Waker>) -> Self {
         let (out, reports) = channel();
         let shared = Shared { state: Mutex::default(), work: Condvar::new(), home, out, wake };
         Self { apart, shared: Arc::new(shared), reports }

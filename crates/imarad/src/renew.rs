@@ -16,14 +16,15 @@ use imara_integrity::collect::{Collect, Labels};
 use imara_integrity::digest::Digest;
 use imara_integrity::event::{Hook, Mask};
 use imara_integrity::iint::Writable;
-use imara_integrity::policy::Decision;
-use imara_linux::file;
+use imara_integrity::policy::{Decision, Writers};
+use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
 
 use crate::ask::Ask;
 use crate::closer::LateFd;
 use crate::failure::Failure;
-use crate::inodes::{Busy, Key, Known, Renewing, Task, Written};
+use crate::inodes::{Busy, Known, Renewing, Task, Written};
+use crate::key::Key;
 use crate::look::{Look, Wanted};
 use crate::pool::Work;
 use crate::serve::Guard;
@@ -77,10 +78,10 @@ impl Guard {
         // Dropped, the lease is given back and all is forgotten.
         let Some(known) = self.inodes.take_known(&key) else { return };
         let Ok(facts) = file::facts(known.file.as_fd()) else { return };
-        let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
-        if let Plan::Allow(_) = check::plan(&decision, self.settings) {
+        if !self.follows_all_writers(&facts) {
             return;
         }
+        let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
         if known.sighting.holds(&facts) {
             let look = known.look();
             return self.part(key, known, look, decision);
@@ -105,22 +106,37 @@ impl Guard {
     /// Whether a known file was what its label says when that was last looked at, seen from a writer.
     pub(crate) fn was_good(&mut self, known: &Known) -> bool {
         let Ok(facts) = file::facts(known.file.as_fd()) else { return false };
+        if !self.follows_all_writers(&facts) {
+            return false;
+        }
         let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
         let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return false };
         is_good(labels, &known.look(), known.digest)
     }
 
-    /// Forgets a known file; unless it was cut under our lease by somebody of whom nobody told us.
-    pub(crate) fn retire(&mut self, key: Key, known: Known) {
-        let cut = file::facts(known.file.as_fd()).is_ok_and(|facts| facts.size != known.sighting.size());
-        if cut && self.was_good(&known) {
-            self.now_written(key, true, None, Some(known.file));
+    /// Gives a known file's lease back. It stays in the second memory; unless it was cut under our lease by somebody of
+    /// whom nobody told us.
+    pub(crate) fn retire(&mut self, key: Key, mut known: Known) {
+        known.file.heed();
+        let Ok(facts) = file::facts(known.file.as_fd()) else { return };
+        if facts.size != known.sighting.size() {
+            if self.was_good(&known) {
+                self.now_written(key, true, None, Some(known.file));
+            }
+        } else if facts.links > 0 && known.sighting.holds(&facts) && self.filesystems.shows_changes(key.device()) {
+            self.remember(key, known.look(), known.file.as_fd(), &facts);
         }
     }
 
     /// Somebody is let in who may write. `file` is kept for a while to see whether he has gone; `before` is what is
     /// in the file as long as he has not written.
     pub(crate) fn now_written(&mut self, key: Key, good: bool, before: Option<Look>, file: Option<LateFd>) {
+        self.recall.forget(&key);
+        self.ignoring.note_writer(&key);
+        if let Some(file) = &file {
+            // That he writes is expected. That there was no mark, or no memory for its end, does not matter.
+            let _ = self.ignoring.notices().unwatch_inode(file.as_fd());
+        }
         let file = file.filter(|_| self.inodes.has_room_for_writers());
         let due = file.as_ref().and_then(|_| self.retries.later(key, 0));
         let (writable, file) = (Writable { good }, file.filter(|_| due.is_some()));
@@ -134,6 +150,32 @@ impl Guard {
         self.inodes.write(key, written);
         // If nobody comes, nobody tells us of its end either.
         self.inodes.bound(key);
+    }
+
+    /// Whether changes of such a file are followed even if it is not known who made them.
+    pub(crate) fn follows_all_writers(&mut self, facts: &FileFacts) -> bool {
+        self.filesystems.foresee(&self.policy, facts).writers == Writers::All
+    }
+
+    /// A file was changed by somebody who did not ask: `truncate(2)`, or `open(O_RDONLY|O_TRUNC)`. Whether it was known to be
+    /// good, and is to be found for its label to follow.
+    pub(crate) fn modified(&mut self, handle: [u8; 24]) -> bool {
+        let Some(key) = self.recall.take_modified(handle) else { return false };
+        // Until it is found, whoever comes first has the label renewed.
+        self.now_written(key, true, None, None);
+        true
+    }
+
+    /// It has been found.
+    pub(crate) fn found_modified(&mut self, file: LateFd) {
+        let Ok(facts) = file::facts(file.as_fd()) else { return };
+        let key = Key::of(file.as_fd(), &facts);
+        if let Some(written) = self.inodes.written_mut(&key)
+            && written.file.is_none()
+        {
+            written.file = Some(file);
+            self.try_renewal(key, 0);
+        }
     }
 
     /// A writer has closed the file; it need not have been the last one.
@@ -266,7 +308,7 @@ impl Guard {
 }
 
 /// Whether the content with this digest is what the label says.
-fn is_good(labels: Labels, look: &Look, digest: Digest) -> bool {
+pub(crate) fn is_good(labels: Labels, look: &Look, digest: Digest) -> bool {
     match labels.read(look.label.as_read(), FileState { size: look.sighting.size(), new: false }) {
         Collect::Settled(outcome) => outcome.good(false),
         Collect::Content(stage) => stage.algorithm() == digest.algorithm() && stage.settle(digest).good(false),

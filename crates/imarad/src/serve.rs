@@ -22,11 +22,14 @@ use crate::closer::Closer;
 use crate::created::Created;
 use crate::failure::Failure;
 use crate::filesystems::FileSystems;
+use crate::ignore::Ignoring;
 use crate::inodes::Inodes;
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::pool::Pool;
+use crate::recall::Recall;
 use crate::renew::Retries;
+use crate::revisit::Revisit;
 use crate::status::{Counters, Mount, NOT_SEEN, Remembered, Status};
 use crate::watchman::Life;
 
@@ -75,6 +78,9 @@ pub(crate) struct Guard {
     pub(crate) settings: Settings,
     pub(crate) filesystems: FileSystems,
     pub(crate) inodes: Inodes,
+    pub(crate) recall: Recall,
+    pub(crate) ignoring: Ignoring,
+    pub(crate) revisit: Revisit,
     pub(crate) retries: Retries,
     pub(crate) parked: VecDeque<(Instant, Ask)>,
     pub(crate) counters: Counters,
@@ -95,10 +101,11 @@ enum Source {
     Questions,
     Mounts,
     Creations,
+    Attributes,
 }
 
 impl Source {
-    const ALL: [Self; 5] = [Self::Leases, Self::Wake, Self::Questions, Self::Mounts, Self::Creations];
+    const ALL: [Self; 6] = [Self::Leases, Self::Wake, Self::Questions, Self::Mounts, Self::Creations, Self::Attributes];
 }
 
 impl Guard {
@@ -142,26 +149,35 @@ impl Guard {
             let parked = self.parked.front().map(|(due, _)| *due);
             let until = [self.retries.next(), parked].into_iter().flatten().fold(next_tick, Instant::min);
             let timeout = until.saturating_duration_since(Instant::now());
-            let mounts_changed = epoll
-                .wait(&mut ready, Some(timeout))?
-                .filter_map(|token| Source::ALL.get(usize::try_from(token).ok()?))
-                .any(|source| *source == Source::Mounts);
-            // Whatever it was that woke us: leases first, because a writer waits for each of them.
-            self.serve_leases();
-            self.serve_wake();
+            let tokens = epoll.wait(&mut ready, Some(timeout))?;
+            let woken: Vec<Source> =
+                tokens.filter_map(|token| Source::ALL.get(usize::try_from(token).ok()?).copied()).collect();
+            let is_ready = |source| woken.contains(&source);
+            // Leases first, because a writer waits for each of them; then what we would answer wrongly without.
+            if is_ready(Source::Leases) {
+                self.serve_leases();
+            }
+            if is_ready(Source::Attributes) {
+                self.hear_of_changes();
+            }
+            if is_ready(Source::Wake) {
+                self.serve_wake();
+            }
             if self.life.is_ending() {
                 ending.get_or_insert_with(Instant::now);
             }
-            if mounts_changed {
+            if is_ready(Source::Mounts) {
                 self.mounts_changed();
             }
-            self.counters.creations_lost += self.created.listen();
+            if is_ready(Source::Creations) {
+                self.counters.creations_lost += self.created.listen();
+            }
             self.closer.flush();
             if self.closer.is_behind() {
                 // Each question brings a descriptor. Whoever asks now waits for a moment, instead of being refused by the
                 // kernel because there is none left.
                 std::thread::sleep(Duration::from_millis(1));
-            } else {
+            } else if is_ready(Source::Questions) {
                 self.serve_questions(&mut buffer)?;
             }
         }
@@ -173,6 +189,7 @@ impl Guard {
             Source::Wake => epoll.add(self.wake.as_ref(), token, Interest::Readable)?,
             Source::Mounts => epoll.add(&self.mount_watch, token, Interest::Changed)?,
             Source::Creations => epoll.add(self.created.group(), token, Interest::Readable)?,
+            Source::Attributes => epoll.add(self.ignoring.notices(), token, Interest::Readable)?,
             Source::Questions => {
                 self.group.with_fd(|fd| epoll.add(fd, token, Interest::Readable)).transpose()?;
             }
@@ -239,6 +256,11 @@ impl Guard {
         while let Some((key, file)) = self.keeper.opened() {
             self.kept(key, self.closer.late(file, false));
         }
+        while let Some((purpose, found)) = self.revisit.found() {
+            for file in found {
+                self.revisited(purpose, self.closer.late(file, false));
+            }
+        }
         while let Ok((command, answer)) = self.commands.try_recv() {
             let releases = matches!(command, Command::Release);
             let reply = self.obey(command);
@@ -256,6 +278,7 @@ impl Guard {
                 if mode == Mode::Off {
                     // Nothing is watched any more, so nothing that was known stays true.
                     self.inodes.forget_everything();
+                    self.recall.clear();
                 }
                 self.log.say(Level::Warning, format!("imarad: mode {before} → {mode}"));
                 serde_json::json!({ "ok": true, "before": before.name(), "mode": mode.name() })
@@ -282,6 +305,10 @@ impl Guard {
             ("lease_breaks", self.counters.lease_breaks),
             ("unanswered", self.counters.unanswered),
             ("creations_lost", self.counters.creations_lost),
+            ("recalled", self.counters.recalled),
+            ("ignored_known", self.ignoring.known),
+            ("ignored_unasked", self.ignoring.found_unasked),
+            ("heeded_again", self.ignoring.heeded),
             ("log_lines_dropped", self.log.dropped()),
         ];
         let map = |pairs: &mut dyn Iterator<Item = (&'static str, u64)>| {
@@ -307,14 +334,16 @@ impl Guard {
                 .collect(),
             counters: map(&mut counters.into_iter()),
             failures: map(&mut self.counters.failures()),
-            remembered: Remembered { known, written, busy },
+            remembered: Remembered { known, written, busy, recall: self.recall.len() },
             not_seen: NOT_SEEN,
         }
     }
 
     fn tick(&mut self, now: Instant) {
-        while let Some((key, idle)) = self.inodes.take_idle(now) {
-            self.retire(key, idle);
+        for key in self.inodes.idle(now) {
+            if let Some(known) = self.inodes.take_known(&key) {
+                self.retire(key, known);
+            }
         }
         self.watch_progress(now);
         self.closer.watch(now);
@@ -324,8 +353,9 @@ impl Guard {
 
     /// A file system that is mounted nowhere any more: what is remembered of it is given back, so that it can go.
     fn mounts_changed(&mut self) {
-        let unmounted = self.filesystems.take_unmounted();
+        let unmounted = self.filesystems.mounts_changed();
         self.inodes.forget_known_of(&unmounted);
+        self.recall.forget_devices(&unmounted);
         self.say_what_has_gone();
     }
 
@@ -334,6 +364,7 @@ impl Guard {
         let Ok(marked) = self.group.marked_devices() else { return };
         for (path, devices) in self.filesystems.take_gone(&marked) {
             self.inodes.forget_devices(&devices);
+            self.recall.forget_devices(&devices);
             self.log.say(Level::Warning, format!("imarad: {} has gone and is no longer guarded", path.display()));
         }
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use imara_integrity::event::Hook;
 use imara_integrity::policy::{Family, Policy, Verb};
-use imara_linux::apart::{Apart, Home};
+use imara_linux::apart::{Apart, Giver, Home, Taker, handing_over};
 use imara_linux::control::Listener;
 use imara_linux::epoll::Waker;
 use imara_linux::fanotify::{FsMask, PermissionGroup};
@@ -31,11 +31,14 @@ use crate::closer::{self, Channels, Closer};
 use crate::config::Config;
 use crate::created::Created;
 use crate::filesystems::FileSystems;
+use crate::ignore::Ignoring;
 use crate::inodes::Inodes;
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::pool::Pool;
+use crate::recall::Recall;
 use crate::renew::Retries;
+use crate::revisit::Revisit;
 use crate::serve::{Guard, Ordered};
 use crate::status::Counters;
 use crate::watchman::{Life, Watchman};
@@ -115,15 +118,17 @@ fn hangup() -> Hangup {
 #[derive(Debug)]
 struct Sides {
     wake: Arc<Waker>,
-    home: Home,
+    home: Arc<Home>,
     closing: Channels,
+    finding: (Giver, Taker),
     apart: Apart,
 }
 
 impl Sides {
     fn part() -> anyhow::Result<Self> {
-        let (wake, home, closing) = (Arc::new(Waker::new()?), Home::find()?, closer::channels()?);
-        Ok(Self { wake, home, closing, apart: Apart::part()? })
+        let (wake, home) = (Arc::new(Waker::new()?), Arc::new(Home::find()?));
+        let (closing, finding) = (closer::channels()?, handing_over()?);
+        Ok(Self { wake, home, closing, finding, apart: Apart::part()? })
     }
 }
 
@@ -135,17 +140,19 @@ struct Threads {
     pool: Pool,
     keeper: Keeper,
     closer: Closer,
+    revisit: Revisit,
     commands: Receiver<Ordered>,
     own: Receiver<i32>,
 }
 
 impl Threads {
     fn start(config: &Config, sides: Sides, descriptors: u64) -> anyhow::Result<Self> {
-        let Sides { wake, home, closing, apart } = sides;
+        let Sides { wake, home, closing, finding, apart } = sides;
         let log = Log::start(config.log, &apart);
         let closer = Closer::new(apart.clone(), closing, descriptors / 8);
         let (started, own) = channel();
         let _ = started.send(task::own());
+        let revisit = Revisit::start(&apart, Arc::clone(&home), Arc::clone(&wake), finding);
         let pool = Pool::new(apart, home, Arc::clone(&wake));
         let keeper = Keeper::start(&wake, &started)?;
         let (orders, commands) = sync_channel(16);
@@ -154,7 +161,7 @@ impl Threads {
             "have a run directory that is root's own, mode 0700, or name another with --run-dir",
         ))?;
         control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
-        Ok(Self { log, wake, pool, keeper, closer, commands, own })
+        Ok(Self { log, wake, pool, keeper, closer, revisit, commands, own })
     }
 }
 
@@ -168,11 +175,14 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
     ))?);
     let created = NoticeGroup::of_creations()
         .map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
+    let changed = NoticeGroup::of_attributes()
+        .map_err(refused("cannot hear of changed attributes", "run as root, on Linux 5.17 or later"))?;
     let mut filesystems = FileSystems::default();
     for (path, mount) in mounts {
         filesystems.add(path, mount)?;
     }
     filesystems.make_private(&group, &threads.closer, mounts);
+    filesystems.mounts_changed();
     let capacity = (descriptors / 2).min(REMEMBERED);
     warn_about_unseen_hooks(&begun.policy, &threads.log);
     let life = watch(begun.signals, &group, &threads)?;
@@ -197,6 +207,9 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         settings: config.settings,
         filesystems,
         inodes: Inodes::new(usize::try_from(capacity)?),
+        recall: Recall::default(),
+        ignoring: Ignoring::new(changed),
+        revisit: threads.revisit,
         retries: Retries::default(),
         parked: std::collections::VecDeque::new(),
         counters: Counters::default(),
@@ -229,8 +242,10 @@ const TRIED: &str = "guard one that can, such as ext4, xfs, btrfs or tmpfs";
 /// Marks go last and creations first: no file may be created unheard and then asked about.
 fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
     for (path, mount) in mounts {
-        mark_creations(guard.created.group(), mount)
-            .map_err(refused(format!("{}: this file system cannot tell of new files", path.display()), TRIED))?;
+        for notices in [guard.created.group(), guard.ignoring.notices()] {
+            mark_notices(notices, mount)
+                .map_err(refused(format!("{}: this file system cannot tell of changes", path.display()), TRIED))?;
+        }
     }
     for (path, mount) in mounts {
         guard
@@ -242,7 +257,7 @@ fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
 }
 
 /// A btrfs subvolume cannot be marked by itself, only through the top of its file system.
-fn mark_creations(group: &NoticeGroup, mount: &OwnedFd) -> anyhow::Result<()> {
+fn mark_notices(group: &NoticeGroup, mount: &OwnedFd) -> anyhow::Result<()> {
     let Err(error) = group.mark_filesystem(mount.as_fd()) else { return Ok(()) };
     if error.errno() != Some(CROSS_DEVICE) {
         return Err(error.into());

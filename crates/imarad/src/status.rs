@@ -25,6 +25,8 @@ pub(crate) struct Counters {
     pub(crate) unanswered: u64,
     /// Notices of new files that were lost.
     pub(crate) creations_lost: u64,
+    /// Files that were not read again because they looked as they did when they were good.
+    pub(crate) recalled: u64,
     failures: [u64; Failure::ALL.len()],
 }
 
@@ -74,6 +76,7 @@ pub(crate) struct Remembered {
     pub(crate) known: usize,
     pub(crate) written: usize,
     pub(crate) busy: usize,
+    pub(crate) recall: usize,
 }
 
 /// What fanotify does not show. SECURITY.md says the same in sentences.

@@ -104,7 +104,7 @@ pub fn handing_over() -> Result<(Giver, Taker), CallError> {
 }
 
 impl Giver {
-    /// Hands [`AT_ONCE`] files over at most, with a number. From then on the other side holds them too, even before it
+    /// Hands [`AT_ONCE`] files over at most, or none, with a number. From then on the other side holds them too, even before it
     /// has taken them. Never waits: false if there is no room.
     ///
     /// # Errors
@@ -112,7 +112,9 @@ impl Giver {
     pub fn give(&self, files: &[BorrowedFd<'_>], number: u64) -> Result<bool, CallError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(files));
+        if !files.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(files));
+        }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         match sendmsg(&self.0, &[IoSlice::new(&number.to_le_bytes())], &mut control, flags) {
             Ok(_) => Ok(true),
@@ -128,12 +130,23 @@ impl Taker {
     /// # Errors
     /// Those of `recvmsg`; `ENODATA` if the other side has gone.
     pub fn take(&self, files: &mut Vec<OwnedFd>) -> Result<u64, CallError> {
+        self.receive(files, RecvFlags::CMSG_CLOEXEC)
+    }
+
+    /// The same without waiting: `EAGAIN` if there are none.
+    ///
+    /// # Errors
+    /// Those of [`take`](Self::take).
+    pub fn take_now(&self, files: &mut Vec<OwnedFd>) -> Result<u64, CallError> {
+        self.receive(files, RecvFlags::CMSG_CLOEXEC.union(RecvFlags::DONTWAIT))
+    }
+
+    fn receive(&self, files: &mut Vec<OwnedFd>, flags: RecvFlags) -> Result<u64, CallError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut number = [0; 8];
-        let received = rustix::io::retry_on_intr(|| {
-            recvmsg(&self.0, &mut [IoSliceMut::new(&mut number)], &mut control, RecvFlags::CMSG_CLOEXEC)
-        });
+        let received =
+            rustix::io::retry_on_intr(|| recvmsg(&self.0, &mut [IoSliceMut::new(&mut number)], &mut control, flags));
         let received = received.map_err(|error| CallError::new("recvmsg", self.0.as_fd(), error))?;
         if received.bytes == 0 {
             return Err(CallError::new("recvmsg", self.0.as_fd(), rustix::io::Errno::NODATA));

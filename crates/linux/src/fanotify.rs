@@ -6,6 +6,7 @@
 //!
 //! Source: `fanotify(7)`; Linux `fs/notify/fanotify/fanotify_user.c`.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use imara_integrity::check::Pass;
 
 use crate::error::{CallError, Target};
+use crate::file::path_of;
 use crate::sys::{FanotifyFd, RawEvents};
 
 /// `FAN_REPORT_FD_ERROR` (Linux 6.13): an event whose file could not be opened comes with `-errno`, instead of
@@ -182,6 +184,21 @@ impl PermissionGroup {
             // There is no mark.
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
             result => result,
+        }
+    }
+
+    /// The same for a file that is open with `O_PATH`.
+    ///
+    /// # Errors
+    /// `ENOENT` or `EACCES` if `/proc` is not to be had, or closed.
+    pub fn heed_path(&self, found: BorrowedFd<'_>) -> Result<(), FanotifyError> {
+        let all = FsMask::OPEN.union(FsMask::EXEC);
+        let link = CString::new(format!("/proc/self/fd/{}", found.as_raw_fd())).unwrap_or_default();
+        let action = libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK;
+        match self.fd.with(|group| group.mark_path(action, all.0, &link)).ok_or(FanotifyError::Closed)? {
+            // There is no mark; or no `/proc`.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && path_of(found).is_ok() => Ok(()),
+            result => result.map_err(|error| CallError::new("fanotify_mark", found, error).into()),
         }
     }
 

@@ -52,6 +52,16 @@ impl FileHandle {
         Some(Self { fsid, kind, length: u8::try_from(handle.len()).ok()?, bytes })
     }
 
+    /// The file system, as `fstatfs(2)` numbers it; a btrfs as a whole.
+    #[must_use]
+    pub const fn fsid(&self) -> [i32; 2] {
+        self.fsid
+    }
+
+    pub(crate) fn parts(&self) -> (i32, usize, [u8; MAX_HANDLE]) {
+        (self.kind, usize::from(self.length), self.bytes)
+    }
+
     /// The same without the file system, as [`short_handle`] of the file.
     #[must_use]
     pub fn short(&self) -> Option<[u8; 24]> {

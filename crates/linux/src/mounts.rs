@@ -63,6 +63,8 @@ pub struct Mount {
     pub super_options: OsString,
     /// Whether the mount or the file system is read-only.
     pub read_only: bool,
+    /// Whether files seem to belong to others through this mount than they do.
+    pub id_mapped: bool,
 }
 
 /// All mounts of this process's mount namespace below its root directory.
@@ -245,7 +247,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let kind = String::from_utf8_lossy(&unescape(words.next()?)).into_owned();
     let (source, super_options) = (unescape(words.next()?), unescape(words.next()?));
     let (name, subtype) = kind.split_once('.').map_or((kind.as_str(), None), |(name, sub)| (name, Some(sub)));
-    let read_only = |options: &[u8]| options.split(|byte| *byte == b',').any(|option| option == b"ro");
+    let has = |options: &[u8], wanted: &[u8]| options.split(|byte| *byte == b',').any(|option| option == wanted);
     Some(Mount {
         id,
         parent,
@@ -255,7 +257,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         name: name.to_owned(),
         subtype: subtype.map(str::to_owned),
         source: OsString::from_vec(source),
-        read_only: read_only(options) || read_only(&super_options),
+        read_only: has(options, b"ro") || has(&super_options, b"ro"),
+        id_mapped: has(options, b"idmapped"),
         super_options: OsString::from_vec(super_options),
     })
 }
@@ -301,6 +304,7 @@ mod tests {
                 source: "host:/d e".into(),
                 super_options: "ro,a=b".into(),
                 read_only: true,
+                id_mapped: false,
             };
             assert_eq!(parse(line.as_bytes()).unwrap(), [expected], "{line}");
         }
@@ -313,6 +317,14 @@ mod tests {
         {
             let line = format!("1 2 3:4 / / {options} - ext4 /dev/sda {superblock}");
             assert_eq!(parse(line.as_bytes()).unwrap()[0].read_only, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_mount_that_maps_ids_says_so() {
+        for (options, expected) in [("rw,relatime", false), ("rw,relatime,idmapped", true)] {
+            let line = format!("1 2 3:4 / / {options} - ext4 /dev/sda rw");
+            assert_eq!(parse(line.as_bytes()).unwrap()[0].id_mapped, expected, "{line}");
         }
     }
 

@@ -65,6 +65,34 @@ impl NoticeGroup {
         self.fd.mark(add, self.mask, mount).map_err(|error| CallError::new("fanotify_mark", mount, error).into())
     }
 
+    /// Asks for the notices that this file's content was changed by a call (`write(2)`, truncation; not by a store through a
+    /// mapping), until its inode is dropped from memory.
+    ///
+    /// Groups that hand over descriptors are not told of truncations.
+    ///
+    /// Source: Linux `fs/notify/fanotify/fanotify.c`, `fanotify_group_event_mask()`; `include/linux/fsnotify.h`,
+    /// `fsnotify_change()`.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 5.19, `ENOMEM`.
+    pub fn watch_inode(&self, file: BorrowedFd<'_>) -> Result<(), FanotifyError> {
+        let add = libc::FAN_MARK_ADD | libc::FAN_MARK_EVICTABLE;
+        self.fd.mark(add, libc::FAN_MODIFY, file).map_err(|error| CallError::new("fanotify_mark", file, error).into())
+    }
+
+    /// Asks for them no more. False if there was no such mark: the inode has been dropped from memory since, or was never
+    /// watched.
+    ///
+    /// # Errors
+    /// None that is known of.
+    pub fn unwatch_inode(&self, file: BorrowedFd<'_>) -> Result<bool, FanotifyError> {
+        match self.fd.mark(libc::FAN_MARK_REMOVE, libc::FAN_MODIFY, file) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(CallError::new("fanotify_mark", file, error).into()),
+        }
+    }
+
     /// Reads what is there, without waiting; an empty iterator if nothing is.
     ///
     /// # Errors
@@ -101,12 +129,20 @@ impl Default for NoticeBuffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// Of a group of creations: a name was made for this file, a new file, node or symbolic link, or one more link
-    /// (`link(2)`) to an old file. It does not say which of these, so it is no proof that the file is new: look at its
-    /// size and birth as well. Not for a directory, not by `rename(2)`, and for an `O_TMPFILE` not before it is linked.
+    /// A name was made for this file: a new file, node or symbolic link, or one more link (`link(2)`) to an old file.
     ///
-    /// Of a group of attributes: one of this file's has changed.
-    File(FileHandle),
+    /// It does not say which of these, so it is no proof that the file is new: look at its size and birth as well.
+    /// Not for a directory, not by `rename(2)`, and for an `O_TMPFILE` not before it is linked.
+    Made(FileHandle),
+    /// This file was changed, since the last notice of it was read.
+    Changed {
+        /// Which one.
+        file: FileHandle,
+        /// Whether its attributes were.
+        attributes: bool,
+        /// Whether its content was; only if it is [watched](NoticeGroup::watch_inode).
+        content: bool,
+    },
     /// The kernel could not say of what.
     Unknown,
     /// The queue was full: notices are missing.
@@ -138,9 +174,16 @@ impl Iterator for Notices<'_> {
         Some(Ok(if event.mask & libc::FAN_Q_OVERFLOW != 0 {
             Notice::Overflow
         } else {
-            this.get(METADATA_LEN..).and_then(target_handle).map_or(Notice::Unknown, Notice::File)
+            this.get(METADATA_LEN..).and_then(target_handle).map_or(Notice::Unknown, |file| told(event.mask, file))
         }))
     }
+}
+
+fn told(mask: u64, file: FileHandle) -> Notice {
+    if mask & libc::FAN_CREATE != 0 {
+        return Notice::Made(file);
+    }
+    Notice::Changed { file, attributes: mask & libc::FAN_ATTRIB != 0, content: mask & libc::FAN_MODIFY != 0 }
 }
 
 /// The first `FAN_EVENT_INFO_TYPE_FID` record: that of the child.
@@ -217,7 +260,7 @@ mod tests {
         let expected = FileHandle::new([11, 22], 0x81, &[1, 2, 3]).unwrap();
         let mut two = event(3, libc::FAN_CREATE, &records.concat());
         two.extend(event(3, libc::FAN_Q_OVERFLOW, &[]));
-        assert_eq!(read(&two), [Ok(Notice::File(expected)), Ok(Notice::Overflow)]);
+        assert_eq!(read(&two), [Ok(Notice::Made(expected)), Ok(Notice::Overflow)]);
         assert_eq!(expected.bytes(), [1, 2, 3]);
     }
 

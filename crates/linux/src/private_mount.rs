@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::CallError;
+use crate::handle::FileHandle;
 use crate::sys;
 
 /// A detached copy of the mount whose root directory is open in `mount`: the root directory of the copy.
@@ -33,6 +34,25 @@ pub fn of(mount: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
 /// `CAP_DAC_READ_SEARCH`.
 pub fn reopen(root: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
     let handle = sys::handle_of(file, 0).map_err(|error| CallError::new("name_to_handle_at", file, error))?;
-    sys::open_handle(root, handle, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOATIME | libc::O_CLOEXEC)
-        .map_err(|error| CallError::new("open_by_handle_at", file, error))
+    sys::open_handle(root, handle, READING).map_err(|error| CallError::new("open_by_handle_at", file, error))
+}
+
+/// The same for the file with this handle. It may have to be read from the disk.
+///
+/// # Errors
+/// Those of [`reopen`].
+pub fn open(root: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd, CallError> {
+    sys::open_handle(root, handle.parts(), READING).map_err(|error| CallError::new("open_by_handle_at", root, error))
+}
+
+const READING: i32 = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOATIME | libc::O_CLOEXEC;
+
+/// Finds the file with this handle, through the mount with this root, as an `O_PATH` descriptor: nobody is asked. It may
+/// have to be read from the disk.
+///
+/// # Errors
+/// `ESTALE` if the file has gone, `EPERM` without `CAP_DAC_READ_SEARCH`.
+pub fn find(root: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd, CallError> {
+    sys::open_handle(root, handle.parts(), libc::O_PATH | libc::O_CLOEXEC)
+        .map_err(|error| CallError::new("open_by_handle_at", root, error))
 }

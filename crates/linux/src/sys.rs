@@ -3,6 +3,7 @@
 //! Every function here is safe to call with any arguments its types admit.
 #![allow(unsafe_code, reason = "the one room where system calls without a safe wrapper are made")]
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -35,6 +36,14 @@ impl FanotifyFd {
         // NEEDED: no safe wrapper in std or rustix.
         // SAFETY: both descriptors are open for the call; a null path makes the kernel use `target` itself.
         let result = unsafe { libc::fanotify_mark(self.0.as_raw_fd(), flags, mask, target.as_raw_fd(), ptr::null()) };
+        checked(result).map(drop)
+    }
+
+    /// The same on the object at `path`; symbolic links are followed.
+    pub(crate) fn mark_path(&self, flags: c_uint, mask: u64, path: &CStr) -> io::Result<()> {
+        // NEEDED: no safe wrapper in std or rustix.
+        // SAFETY: the descriptor is open and the path a terminated string for the call.
+        let result = unsafe { libc::fanotify_mark(self.0.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) };
         checked(result).map(drop)
     }
 }

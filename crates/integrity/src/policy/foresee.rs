@@ -6,7 +6,7 @@
 //! hear of their changes.
 
 use super::Policy;
-use super::action::{Families, Family};
+use super::action::{Families, Family, Verb};
 use super::decision::Decision;
 use crate::event::{Event, Hook, Mask, Object, Subject};
 
@@ -36,7 +36,57 @@ impl Foreseen {
     }
 }
 
+/// Whose opening of a file for writing is appraised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writers {
+    /// Everybody's, however he opens it.
+    All,
+    /// It depends on who it is, or how he opens it.
+    Some,
+    /// Nobody's.
+    None,
+}
+
 impl Policy {
+    /// Whose opening of the file for writing is appraised: whether a host that hears of a change may take it for one by
+    /// somebody who was judged.
+    #[must_use]
+    pub fn appraised_writers(&self, object: &Object<'_>) -> Writers {
+        let [_, writing @ ..] = OPEN_MASKS;
+        let each = writing.map(|mask| {
+            let event = Event::of_file(Hook::FileCheck, mask, Subject::ROOT, object.clone());
+            self.appraised_askers(&event)
+        });
+        if each == [Writers::All; 4] {
+            Writers::All
+        } else if each == [Writers::None; 4] {
+            Writers::None
+        } else {
+            Writers::Some
+        }
+    }
+
+    /// The same for one way of opening.
+    fn appraised_askers(&self, event: &Event<'_>) -> Writers {
+        let (mut some, mut not_all) = (false, false);
+        for (_, rule) in self.numbered() {
+            if rule.action.family() != Family::Appraise || !rule.may_match(event) {
+                continue;
+            }
+            let appraises = rule.action.verb() == Verb::Do;
+            some |= appraises;
+            not_all |= !appraises;
+            if !rule.asks_for_subject() {
+                return match (some, not_all) {
+                    (true, false) => Writers::All,
+                    (true, true) => Writers::Some,
+                    (false, _) => Writers::None,
+                };
+            }
+        }
+        if some { Writers::Some } else { Writers::None }
+    }
+
     /// What rules can ask when the file is opened without being executed.
     #[must_use]
     pub fn foresee_open(&self, object: &Object<'_>) -> Foreseen {
@@ -101,8 +151,11 @@ mod tests {
         let (policy, fs) = (policy(rules), file_system());
         let object = Object { owner: Uid(7), group: Gid(8), fs: &fs };
         let mut varies = false;
+        let writers = policy.appraised_writers(&object);
+        let mut appraised = Vec::new();
         for subject in subjects() {
             let event = |mask| Event::of_file(Hook::FileCheck, mask, subject, object.clone());
+            appraised.extend(OPEN_MASKS[1..].iter().map(|mask| policy.decide(&event(*mask)).appraise.is_some()));
             let opened = OPEN_MASKS.map(|mask| (policy.decide(&event(mask)), policy.foresee_open(&object)));
             let executed = (policy.decide_exec(&event(Mask::EXEC)), policy.foresee_exec(&object));
             for (decision, foreseen) in opened.into_iter().chain([executed]) {
@@ -116,6 +169,13 @@ mod tests {
                 assert!(foreseen.effects_vary || effects(&decision) == effects(&strictest), "{rules}");
                 varies |= foreseen.effects_vary;
             }
+        }
+        let seen = (appraised.contains(&true), appraised.contains(&false));
+        match writers {
+            Writers::All => assert_eq!(seen, (true, false), "{rules}"),
+            Writers::None => assert_eq!(seen, (false, true), "{rules}"),
+            // Not all subjects there are were tried.
+            Writers::Some => {}
         }
         varies
     }
@@ -149,6 +209,30 @@ mod tests {
             }
         }
         assert!((1..RULES.len().pow(3)).contains(&varying), "{varying}");
+    }
+
+    #[test]
+    fn it_is_known_whose_writing_is_appraised() {
+        let fs = file_system();
+        let object = Object { owner: Uid(7), group: Gid(8), fs: &fs };
+        for (rules, expected) in [
+            ("", Writers::None),
+            ("appraise", Writers::All),
+            ("appraise fowner=8", Writers::None),
+            ("appraise mask=MAY_READ", Writers::None),
+            ("appraise mask=MAY_WRITE", Writers::Some),
+            ("appraise mask=^MAY_WRITE", Writers::All),
+            ("appraise mask=^MAY_READ", Writers::Some),
+            ("appraise func=BPRM_CHECK", Writers::None),
+            ("appraise uid=0", Writers::Some),
+            ("appraise uid=0\nappraise", Writers::All),
+            ("dont_appraise uid=0\nappraise", Writers::Some),
+            ("dont_appraise uid=0\ndont_appraise\nappraise", Writers::None),
+            ("appraise uid=0\ndont_appraise", Writers::Some),
+            ("measure\nappraise", Writers::All),
+        ] {
+            assert_eq!(policy(rules).appraised_writers(&object), expected, "{rules}");
+        }
     }
 
     #[test]

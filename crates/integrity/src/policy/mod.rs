@@ -45,7 +45,7 @@ pub use builtin::{Builtin, Builtins, UnknownBuiltin};
 pub use decision::{Appraise, Decided, DecidedBy, Decision, Measure, SubAction};
 pub use dialect::{Dialect, Lsm, Options, UnknownDialect};
 pub use error::{Expected, PolicyError, PolicyErrors, Problem};
-pub use foresee::{Foreseen, OPEN_MASKS};
+pub use foresee::{Foreseen, OPEN_MASKS, Writers};
 pub use key::Key;
 pub use query::Hooks;
 pub use rule::{Algorithms, Bound, Comparison, Credential, Flags, MaskCondition, MaskMode, Pcr, Rule, Template, Which};

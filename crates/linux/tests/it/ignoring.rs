@@ -74,9 +74,7 @@ fn an_ignored_inode_is_not_asked_about_until_it_is_heeded_and_its_mark_stays() {
         group.heed_inode(file.as_fd()).unwrap();
         assert!(asks(&group, &path, &reading()), "{kind:?}");
         assert_eq!(inode_marks(&group), [(0x8, 0)], "{kind:?}: the mark is not destroyed");
-        group.heed_inode(file.as_fd()).unwrap();
-        let other = File::open("/proc/self/exe").unwrap();
-        group.heed_inode(other.as_fd()).unwrap();
+        group.heed_inode(File::open("/proc/self/exe").unwrap().as_fd()).unwrap();
     });
 }
 
@@ -137,6 +135,55 @@ fn a_mark_is_dropped_with_its_inode_which_it_does_not_keep_in_memory() {
 }
 
 #[test]
+fn a_watched_inode_tells_of_each_way_to_change_it_by_a_call_until_it_is_unwatched_or_dropped() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let file = File::open(&path).unwrap();
+        let whole = handle::file_handle(file.as_fd()).unwrap();
+        let group = NoticeGroup::of_attributes().unwrap();
+        let told = || {
+            let mut buffer = NoticeBuffer::default();
+            let notices: Vec<_> = group.read(&mut buffer).unwrap().map(Result::unwrap).collect();
+            let modified = Notice::Changed { file: whole, attributes: false, content: true };
+            assert!(notices.iter().all(|notice| *notice == modified), "{kind:?}: {notices:?}");
+            !notices.is_empty()
+        };
+        let cut = |length: u64| {
+            let script = format!("truncate({:?}, {length}) or die $!", path.to_str().unwrap());
+            assert!(std::process::Command::new("perl").args(["-e", &script]).status().unwrap().success());
+        };
+        assert!(!group.unwatch_inode(file.as_fd()).unwrap(), "{kind:?}");
+        group.watch_inode(file.as_fd()).unwrap();
+        fs::read(&path).unwrap();
+        assert!(!told(), "{kind:?}");
+        cut(3);
+        assert!(told(), "{kind:?}: truncate(2)");
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::TRUNC | rustix::fs::OFlags::CLOEXEC;
+        drop(rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap());
+        assert!(told(), "{kind:?}: O_RDONLY and O_TRUNC");
+        fs::write(&path, b"more").unwrap();
+        assert!(told(), "{kind:?}: write(2)");
+        assert!(group.unwatch_inode(file.as_fd()).unwrap(), "{kind:?}");
+        cut(2);
+        assert!(!told(), "{kind:?}");
+        if kind == FsKind::Tmpfs {
+            return;
+        }
+        group.watch_inode(file.as_fd()).unwrap();
+        rustix::fs::syncfs(&file).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        drop(file);
+        let dropped = || {
+            (0..5).for_each(|_| fs::write("/proc/sys/vm/drop_caches", "2").unwrap());
+            !group.unwatch_inode(File::open(&path).unwrap().as_fd()).unwrap()
+        };
+        assert!(dropped(), "{kind:?}");
+    });
+}
+
+#[test]
 fn every_change_of_attributes_is_noticed_with_the_files_handle() {
     type Change = fn(&Path);
     const CHANGES: [(&str, Change); 7] = [
@@ -164,7 +211,8 @@ fn every_change_of_attributes_is_noticed_with_the_files_handle() {
         for (what, change) in CHANGES {
             change(&path);
             let notices: Vec<_> = group.read(&mut buffer).unwrap().map(Result::unwrap).collect();
-            assert!(notices.contains(&Notice::File(whole)), "{kind:?} {what}: {notices:?}");
+            let changed = Notice::Changed { file: whole, attributes: true, content: false };
+            assert!(notices.contains(&changed), "{kind:?} {what}: {notices:?}");
             assert!(!notices.contains(&Notice::Unknown), "{kind:?} {what}: {notices:?}");
         }
         fs::read(&path).unwrap();

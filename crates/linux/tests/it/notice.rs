@@ -47,7 +47,7 @@ fn the_notice_of_a_new_file_carries_the_handle_that_its_descriptor_has() {
         }
         fs::write(&old, b"x").unwrap();
         let (a, b, c) = (handle(&scratch.path().join("a")), handle(&scratch.path().join("b")), handle(&old));
-        assert_eq!(drain(&group), [Notice::File(a), Notice::File(b), Notice::File(c)], "{kind:?}");
+        assert_eq!(drain(&group), [Notice::Made(a), Notice::Made(b), Notice::Made(c)], "{kind:?}");
         assert!(a != b && b != c, "{kind:?}: {a:?} {b:?} {c:?}");
         // Opening what exists is no creation, even with O_CREAT.
         OpenOptions::new().write(true).create(true).truncate(true).open(&old).unwrap();
@@ -69,10 +69,10 @@ fn nodes_and_links_are_noticed_a_temporary_file_when_it_gets_a_name_and_director
             0,
         );
         node.unwrap();
-        assert_eq!(drain(&group), [Notice::File(handle(&place("node")))], "{kind:?}: mknod");
+        assert_eq!(drain(&group), [Notice::Made(handle(&place("node")))], "{kind:?}: mknod");
 
         fs::hard_link(place("node"), place("link")).unwrap();
-        assert_eq!(drain(&group), [Notice::File(handle(&place("node")))], "{kind:?}: link");
+        assert_eq!(drain(&group), [Notice::Made(handle(&place("node")))], "{kind:?}: link");
 
         fs::rename(place("link"), place("renamed")).unwrap();
         assert_eq!(drain(&group), [], "{kind:?}: rename");
@@ -81,7 +81,7 @@ fn nodes_and_links_are_noticed_a_temporary_file_when_it_gets_a_name_and_director
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(scratch.path()).unwrap();
         assert_eq!(drain(&group), [], "{kind:?}: O_TMPFILE");
         rustix::fs::linkat(&temporary, "", rustix::fs::CWD, place("named"), rustix::fs::AtFlags::EMPTY_PATH).unwrap();
-        let named = Notice::File(file_handle(temporary.as_fd()).unwrap());
+        let named = Notice::Made(file_handle(temporary.as_fd()).unwrap());
         assert_eq!(drain(&group), [named], "{kind:?}: a name for the temporary file");
 
         fs::create_dir(place("directory")).unwrap();
@@ -111,7 +111,7 @@ fn the_notice_is_readable_when_the_same_open_asks_for_permission() {
             }
             opener.join().unwrap().unwrap();
             let (notices, asked) = found.unwrap();
-            assert_eq!(notices, [Notice::File(asked)], "{kind:?} round {round}");
+            assert_eq!(notices, [Notice::Made(asked)], "{kind:?} round {round}");
         }
     });
 }
@@ -175,7 +175,7 @@ fn files_of_a_btrfs_subvolume_are_heard_of_through_the_mark_of_the_whole_file_sy
         fs::write(&inside, b"x").unwrap();
         fs::write(&outside, b"x").unwrap();
         let own = [handle(&inside), handle(&outside)];
-        assert_eq!(drain(&created), own.map(Notice::File));
+        assert_eq!(drain(&created), own.map(Notice::Made));
         // Same inode number, same generation: the subvolume makes the difference.
         assert_ne!(own[0], own[1]);
 
@@ -199,7 +199,7 @@ fn a_btrfs_that_is_only_mounted_by_a_subvolume_is_heard_of_through_its_top() {
         created.mark_filesystem(top.as_fd()).unwrap();
         drop(top);
         fs::write(path.join("file"), b"x").unwrap();
-        assert_eq!(drain(&created), [Notice::File(handle(&path.join("file")))]);
+        assert_eq!(drain(&created), [Notice::Made(handle(&path.join("file")))]);
     });
 }
 

@@ -1,0 +1,253 @@
+//! The fast path: files that the kernel answers for itself, without asking us (ignore marks).
+//!
+//! Two kinds of files are ignored, and only where the answer is the same whoever opens the file, and how:
+//!
+//! * **known** ones, which are what their label says, under our lease. A writer has to break the lease, and before it is
+//!   given back the kernel asks again ([`LateFd::release`] sees to the order);
+//! * **unasked** ones, of which no rule asks anything. Nothing of theirs is held.
+//!
+//! What does not break a lease (a change of owner, mode, label or number of links) we hear of afterwards, from a group of
+//! notices. From the change until then the file is let through as before it; docs/operation.md says how long that is.
+//!
+//! A file is ignored when it is opened for the second time: what is opened once costs less without.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use imara_integrity::check::{self, Plan};
+use imara_integrity::collect::Labels;
+use imara_integrity::policy::{Foreseen, Writers};
+use imara_linux::fanotify::{FanotifyError, FsMask};
+use imara_linux::file::{self, FileFacts};
+use imara_linux::handle::{FileHandle, short_handle};
+use imara_linux::notice::{Notice, NoticeBuffer, NoticeGroup};
+
+use crate::closer::LateFd;
+use crate::failure::Failure;
+use crate::filesystems::Foresight;
+use crate::key::Key;
+use crate::log::Level;
+use crate::renew::is_good;
+use crate::revisit::Purpose;
+use crate::serve::Guard;
+use crate::traces::Traces;
+
+/// A file that was opened for writing is not ignored for at least this long, and at most twice as long.
+const LATELY: Duration = Duration::from_secs(300);
+
+/// Reads at once at most; one gives some 300 notices.
+const READS: usize = 8;
+
+/// What we hear of, and what may have to be taken back for it.
+#[derive(Debug)]
+pub(crate) struct Ignoring {
+    notices: NoticeGroup,
+    buffer: NoticeBuffer,
+    unasked: Traces,
+    /// Files that were opened for writing lately, and before that: who writes to them again may do so with `O_NONBLOCK`,
+    /// and would be sent away by the lease of a file that is ignored.
+    written: [Traces; 2],
+    turned: Instant,
+    /// Whether the kernel can do it (Linux 5.19).
+    possible: bool,
+    /// How often a file was left to the kernel: known ones, and unasked ones.
+    pub(crate) known: u64,
+    pub(crate) found_unasked: u64,
+    /// How often that was taken back because attributes changed.
+    pub(crate) heeded: u64,
+}
+
+impl Ignoring {
+    pub(crate) fn new(notices: NoticeGroup) -> Self {
+        Self {
+            notices,
+            buffer: NoticeBuffer::default(),
+            unasked: Traces::default(),
+            written: <[Traces; 2]>::default(),
+            turned: Instant::now(),
+            possible: true,
+            known: 0,
+            found_unasked: 0,
+            heeded: 0,
+        }
+    }
+
+    pub(crate) const fn notices(&self) -> &NoticeGroup {
+        &self.notices
+    }
+
+    /// Whether the kernel can ignore files at all.
+    pub(crate) const fn is_possible(&self) -> bool {
+        self.possible
+    }
+
+    /// Somebody may be writing to this file.
+    pub(crate) fn note_writer(&mut self, key: &Key) {
+        let now = Instant::now();
+        let [lately, before] = &mut self.written;
+        if now.duration_since(self.turned) > LATELY {
+            std::mem::swap(lately, before);
+            lately.clear();
+            self.turned = now;
+        }
+        if let Some(handle) = key.handle() {
+            lately.insert(handle);
+        }
+    }
+
+    fn was_written_lately(&self, key: &Key) -> bool {
+        key.handle().is_none_or(|handle| self.written.iter().any(|traces| traces.may_contain(handle)))
+    }
+}
+
+impl Guard {
+    /// Leaves a file to the kernel that is known and was found good when it looked so.
+    pub(crate) fn ignore_known(&mut self, key: Key, facts: &FileFacts) {
+        if !self.filesystems.may_ignore(facts) || !self.ignoring.possible {
+            return;
+        }
+        let Some(known) = self.inodes.known_mut(&key) else { return };
+        if known.file.is_ignored() || !known.sighting.holds(facts) || self.ignoring.was_written_lately(&key) {
+            return;
+        }
+        let (look, digest) = (known.look(), known.digest);
+        let Some(what) = self.ignorable(facts, |labels| is_good(labels, &look, digest)) else { return };
+        let Some(known) = self.inodes.known_mut(&key) else { return };
+        let ignored = self.group.ignore_inode(known.file.as_fd(), what);
+        // In case of an error it may have been done by half.
+        known.file.now_ignored(&self.group);
+        if let Err(error) = ignored {
+            known.file.heed();
+            return self.cannot_ignore(&error);
+        }
+        self.ignoring.known += 1;
+        // A change from before the mark was there is not noticed, or too early.
+        if !file::facts(known.file.as_fd()).is_ok_and(|now| known.sighting.holds(&now)) {
+            known.file.heed();
+        }
+    }
+
+    /// Leaves a file to the kernel of which no rule asks anything.
+    pub(crate) fn ignore_unasked(&mut self, file: BorrowedFd<'_>, facts: &FileFacts) {
+        if facts.links == 0 || !self.filesystems.may_ignore(facts) || !self.ignoring.possible {
+            return;
+        }
+        let Some(what) = self.ignorable(facts, |_| false) else { return };
+        // Without a handle nobody could find it again.
+        let Some(handle) = short_handle(file) else { return };
+        self.ignoring.unasked.insert(handle);
+        if let Err(error) = self.group.ignore_inode(file, what) {
+            let _ = self.group.heed_inode(file);
+            return self.cannot_ignore(&error);
+        }
+        self.ignoring.found_unasked += 1;
+        // A change from before the mark was there is not noticed, or too early.
+        if !file::facts(file).is_ok_and(|now| (now.owner, now.group) == (facts.owner, facts.group)) {
+            let _ = self.group.heed_inode(file);
+        }
+    }
+
+    /// What need not be asked about such a file, if it is good in the sense of each decision that there can be.
+    fn ignorable(&mut self, facts: &FileFacts, good: impl Fn(Labels) -> bool) -> Option<FsMask> {
+        let Foresight { open, exec, writers } = self.filesystems.foresee(&self.policy, facts);
+        if writers == Writers::Some {
+            // Of a writer who does not ask it is not known whether his changes are to be followed.
+            return None;
+        }
+        let passes = |foreseen: &Foreseen| {
+            let passes = match check::plan(&foreseen.strictest, self.settings) {
+                Plan::Allow(_) => true,
+                Plan::Judge(labels) => good(labels),
+            };
+            passes && !foreseen.effects_vary
+        };
+        match (passes(&open), passes(&exec)) {
+            (true, true) => Some(FsMask::OPEN.union(FsMask::EXEC)),
+            (true, false) => Some(FsMask::OPEN),
+            (false, true) => Some(FsMask::EXEC),
+            (false, false) => None,
+        }
+    }
+
+    pub(crate) fn cannot_ignore(&mut self, error: &FanotifyError) {
+        /// The kernel does not know such marks.
+        const INVALID: i32 = 22;
+        if error.errno() == Some(INVALID) {
+            self.ignoring.possible = false;
+            let text = format!("imarad: every open is asked about, because the kernel cannot ignore files: {error}");
+            self.log.say(Level::Warning, text);
+        }
+    }
+
+    /// Hears which files' attributes have changed, and has the kernel ask about them again.
+    pub(crate) fn hear_of_changes(&mut self) {
+        for _ in 0..READS {
+            let Ok(notices) = self.ignoring.notices.read(&mut self.ignoring.buffer) else { return };
+            let notices: Vec<_> = notices.collect();
+            if notices.is_empty() {
+                return;
+            }
+            for notice in notices {
+                match notice {
+                    Ok(Notice::Changed { file, attributes, content }) => {
+                        // Whoever changes both may have become the owner before he changed the content.
+                        if content && !attributes && file.short().is_some_and(|short| self.modified(short)) {
+                            self.revisit(file, Purpose::Renew);
+                        }
+                        self.changed(&file);
+                    }
+                    Ok(_) | Err(_) => self.lost_a_change(),
+                }
+            }
+        }
+    }
+
+    fn changed(&mut self, handle: &FileHandle) {
+        let Some(short) = handle.short() else { return };
+        self.recall.forget_handle(short);
+        for key in self.inodes.known_by_handle(&short) {
+            let Some(known) = self.inodes.known_mut(&key) else { continue };
+            if known.file.is_ignored() {
+                known.file.heed();
+                self.ignoring.heeded += 1;
+            }
+            // Deleted: as long as it is held, its blocks stay allocated.
+            if file::facts(known.file.as_fd()).is_ok_and(|facts| facts.links == 0)
+                && let Some(known) = self.inodes.take_known(&key)
+            {
+                self.retire(key, known);
+            }
+        }
+        if self.ignoring.unasked.may_contain(short) {
+            self.revisit(*handle, Purpose::Heed);
+        }
+    }
+
+    fn revisit(&mut self, handle: FileHandle, purpose: Purpose) {
+        for mount in self.filesystems.private_of(handle.fsid()) {
+            if !self.revisit.ask(handle, mount, purpose) {
+                self.lost_a_change();
+            }
+        }
+    }
+
+    /// A file of which only the handle was known has been found.
+    pub(crate) fn revisited(&mut self, purpose: Purpose, file: LateFd) {
+        match purpose {
+            Purpose::Renew => self.found_modified(file),
+            Purpose::Heed => {
+                self.ignoring.heeded += 1;
+                if let Err(error) = self.group.heed_path(file.as_fd()) {
+                    self.note_failure(Failure::ChangeLost, file.as_fd(), &error.to_string());
+                }
+            }
+        }
+    }
+
+    /// What is known is asked about again. Files of which no rule asked anything stay as they are, because nobody knows
+    /// which they are.
+    fn lost_a_change(&mut self) {
+        self.note(Failure::ChangeLost, "a change of owner, mode or label");
+        self.inodes.heed_all();
+    }
+}
