@@ -20,10 +20,11 @@ mod ways;
 
 use std::fs::File;
 use std::path::Path;
-use std::process;
 use std::time::{Duration, Instant};
+use std::{error, fmt, process};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 
 use self::dice::Dice;
 use self::guard::Guard;
@@ -37,6 +38,9 @@ use crate::scratch;
 
 /// Whoever does nothing for so long hangs.
 const HANGS: Duration = Duration::from_secs(60);
+
+/// How long it may take until all are free when the guard is killed.
+const FREED: Duration = Duration::from_secs(20);
 
 /// How often is looked whether all is well.
 const LOOK: Duration = Duration::from_millis(100);
@@ -57,19 +61,47 @@ pub(crate) fn run_race(arguments: &[String]) -> Result<()> {
     interrupt::watch()?;
     let mut wrong = 0;
     for kind in &options.kinds {
-        wrong += Place::with(*kind, |place| {
+        let played = Place::with(*kind, |place| {
             let scenes = options.scenes.iter().map(|scene| play(place, *scene, &options, &imarad));
             scenes.sum::<Result<u64>>()
-        })?;
+        });
+        if let Err(error) = &played
+            && error.is::<Hang>()
+        {
+            complain(format_args!("xtask race: {error}"));
+            process::exit(2);
+        }
+        wrong += played?;
     }
     ensure!(wrong == 0, "{wrong} violations");
     Ok(())
 }
 
+/// Somebody does nothing any more.
+#[derive(Debug)]
+struct Hang(String);
+
+impl fmt::Display for Hang {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} has done nothing for {} s", self.0, HANGS.as_secs())
+    }
+}
+
+impl error::Error for Hang {}
+
+/// What the guard could not do, by the words of its failure table.
+fn failures(status: &Value) -> String {
+    let failures = status.get("failures").and_then(Value::as_object);
+    let some = failures.into_iter().flatten().filter(|(_, count)| count.as_u64() != Some(0));
+    some.map(|(word, count)| format!("{word} {count}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Plays a scene; how much went wrong.
 fn play(place: &Place, scene: Scene, options: &Options, imarad: &Path) -> Result<u64> {
     let stage = Stage::set(place, scene, options)?;
-    let donors = (0..options.writers).map(|number| stage.donor(place.kind, &place.mount(), number));
+    // Those who wait for the end of a grace do little.
+    let writers = options.writers * if scene == Scene::Owners { 4 } else { 1 };
+    let donors = (0..writers).map(|number| stage.donor(place.kind, &place.mount(), number));
     let donors = donors.collect::<Result<Vec<_>>>().context("cannot make a file to copy from")?;
     let runners = if scene == Scene::Follow { 0 } else { options.runners };
     let runners = (0..runners).map(|_| Runner::start()).collect::<Result<Vec<_>>>()?;
@@ -85,7 +117,7 @@ fn play(place: &Place, scene: Scene, options: &Options, imarad: &Path) -> Result
     print_line!("{} {}:\n{}", place.kind.name(), scene.name(), stage.findings.report())?;
     let status = guard.status()?;
     let section = |name: &str| status.get(name).map(ToString::to_string).unwrap_or_default();
-    print_line!("  the guard: {} {}", section("counters"), section("remembered"))?;
+    print_line!("  the guard: {} {} failures {}", section("counters"), section("remembered"), failures(&status))?;
     guard.end()?;
     if scene != Scene::Follow {
         ensure!(stage.findings.denied.value() > 0, "no open was denied: this has shown nothing");
@@ -155,8 +187,12 @@ fn watch(stage: &Stage, guard: &mut Guard, length: Length, beats: &[(String, Bea
                     complain(format_args!("the guard (process {}): {status}", guard.id()));
                 }
                 guard.kill();
-                // The mounts are ours alone and go with us; what is beside them is removed by nobody else.
-                process::exit(2);
+                // That should free all. If it does not, there is nothing to wait for: the mounts are ours and go with us.
+                std::thread::spawn(|| {
+                    std::thread::sleep(FREED);
+                    process::exit(2);
+                });
+                bail!(Hang(name.clone()));
             }
         }
     }

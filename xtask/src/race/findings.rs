@@ -97,6 +97,7 @@ pub(super) struct Findings {
     /// Changes, by way.
     ways: [Count; Way::ALL.len()],
     wrong: [Count; Wrong::ALL.len()],
+    again: [Count; Wrong::ALL.len()],
     described: Mutex<Vec<String>>,
     first: Mutex<Option<Duration>>,
 }
@@ -114,6 +115,7 @@ impl Findings {
             executed: Count::default(),
             ways: Default::default(),
             wrong: Default::default(),
+            again: Default::default(),
             described: Mutex::default(),
             first: Mutex::default(),
         }
@@ -143,6 +145,13 @@ impl Findings {
         }
     }
 
+    /// The same happened once more to a file that has not been changed since.
+    pub(super) fn again(&self, wrong: Wrong) {
+        if let Some(count) = self.again.get(wrong.number()) {
+            count.up();
+        }
+    }
+
     /// How much happened that should not.
     pub(super) fn violations(&self) -> u64 {
         self.wrong.iter().map(Count::value).sum()
@@ -164,8 +173,13 @@ impl Findings {
         for (way, count) in Way::ALL.iter().zip(&self.ways).filter(|(_, count)| count.value() > 0) {
             let _ = write!(text, " {} {}", way.name(), count.value());
         }
-        for (wrong, count) in Wrong::ALL.iter().zip(&self.wrong).filter(|(_, count)| count.value() > 0) {
-            let _ = write!(text, "\n  {}: {}", wrong.name(), count.value());
+        for ((wrong, count), again) in Wrong::ALL.iter().zip(&self.wrong).zip(&self.again) {
+            if count.value() > 0 {
+                let _ = write!(text, "\n  {}: {}", wrong.name(), count.value());
+            }
+            if again.value() > 0 {
+                let _ = write!(text, ", and {} times more of files that had not been changed since", again.value());
+            }
         }
         if let Some(first) = *self.first.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = write!(text, "\n  the first of them after {:.3} s", first.as_secs_f64());

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::dice::Dice;
 use super::findings::Wrong;
 use super::stage::{Beat, Stage, difference, open_to_read, read_all};
-use super::subject::{LARGEST, State, Subject, label_of, read_label};
+use super::subject::{LARGEST, Phase, State, Subject, label_of, read_label};
 use super::tamper::made;
 use super::ways::{Change, Way};
 
@@ -18,17 +18,17 @@ const BEHIND: Duration = Duration::from_secs(10);
 /// Lengths of contents.
 const LENGTHS: [usize; 8] = [4096, 1, 5000, (64 << 10) + 1, 0, 300, 20_000, 1 << 20];
 
-/// What is in a file in this phase: each is another one's content, so that a wrong one is known.
-fn content(stage: &Stage, file: &Subject, phase: u64) -> &'static [u8] {
-    if phase == 0 {
+/// The content with this number of a file: those of other numbers are others, so that a wrong one is known.
+fn content(stage: &Stage, file: &Subject, number: u64) -> &'static [u8] {
+    if number == 0 {
         // As it was made.
         return stage
             .files
             .iter()
             .position(|other| std::ptr::eq(other, file))
-            .map_or(&[], |number| stage.bytes.content(number, file.good.len()));
+            .map_or(&[], |place| stage.bytes.content(place, file.good.len()));
     }
-    let mut dice = Dice::new(phase.wrapping_mul(0x1_0001).wrapping_add(u64::from(file.label[5])));
+    let mut dice = Dice::new(number.wrapping_mul(0x1_0001).wrapping_add(u64::from(file.label[5])));
     // Cold files stay small: there are many.
     let largest = if file.good.len() > 4096 { LARGEST } else { 20_000 };
     let length = dice.one_of(&LENGTHS).copied().unwrap_or_default().min(largest);
@@ -50,6 +50,7 @@ pub(super) fn read(stage: &Stage, beat: &Beat, mut dice: Dice) {
 fn read_one(stage: &Stage, file: &Subject, buffer: &mut [u8]) {
     let findings = &stage.findings;
     let before = file.phase();
+    let expected = content(stage, file, file.content());
     findings.opens.up();
     let read = open_to_read(&file.path).and_then(|mut opened| read_all(&mut opened, buffer));
     let stable = before.state() == State::Good && file.phase() == before;
@@ -58,17 +59,21 @@ fn read_one(stage: &Stage, file: &Subject, buffer: &mut [u8]) {
     }
     match read {
         Err(error) => {
-            findings.add(Wrong::SpuriousDenial, || format!("{}: {error}; {}", file.path.display(), file.history()))
+            found(stage, file, before, Wrong::SpuriousDenial, || format!("opened while {:?}: {error}", before.state()));
         }
-        Ok(found) if stable => {
-            let expected = content(stage, file, before.number());
-            if found != expected {
-                findings.add(Wrong::OtherContent, || {
-                    format!("{}: read {}; {}", file.path.display(), difference(expected, found), file.history())
-                });
-            }
+        Ok(read) if stable && read != expected => {
+            found(stage, file, before, Wrong::OtherContent, || format!("read {}", difference(expected, read)));
         }
         Ok(_) => {}
+    }
+}
+
+/// Something that should never happen.
+fn found(stage: &Stage, file: &Subject, phase: Phase, wrong: Wrong, what: impl FnOnce() -> String) {
+    if file.is_first_in(phase) {
+        stage.findings.add(wrong, || format!("{}: {}; {}", file.path.display(), what(), file.history()));
+    } else {
+        stage.findings.again(wrong);
     }
 }
 
@@ -79,8 +84,10 @@ pub(super) fn probe(stage: &Stage, beat: &Beat, mut dice: Dice) {
         let Err(error) = nix::unistd::execve::<&std::ffi::CStr, &std::ffi::CStr>(&file.name, &[&file.name], &[]);
         stage.findings.execs.up();
         if !matches!(error, Errno::ENOEXEC | Errno::ETXTBSY) {
-            let describe = || format!("{}: {error}; {}", file.path.display(), file.history());
-            stage.findings.add(Wrong::SpuriousExecDenial, describe);
+            let phase = file.phase();
+            found(stage, file, phase, Wrong::SpuriousExecDenial, || {
+                format!("executed while {:?}: {error}", phase.state())
+            });
         }
         beat.beat();
         Stage::pause(&mut dice);
@@ -92,43 +99,67 @@ pub(super) fn write(stage: &Stage, beat: &Beat, mut dice: Dice, donor: &File) {
     while !stage.is_over() {
         let Some(file) = stage.pick(&mut dice) else { return };
         beat.beat();
-        let Ok(_turn) = file.turn.try_lock() else { continue };
         let Some(way) = dice.one_of(&stage.ways).copied() else { return };
-        let current = content(stage, file, file.phase().number());
-        let next = file.enter(State::Moving).number() + 1;
-        let target = content(stage, file, next);
-        let (path, impatient) = (file.path.as_path(), dice.once_in(4));
-        // truncate(2) is followed if the file is known or open for writing.
-        let known = (way == Way::Truncate).then(|| open_to_read(path));
-        if let Some(Err(error)) = &known {
-            stage.findings.add(Wrong::SpuriousDenial, || format!("{}: {error}", file.path.display()));
+        if stage.is_shared(file) {
+            share(stage, file, way, &mut dice, donor);
+            Stage::pause(&mut dice);
+            continue;
         }
-        let change = Change { way, path, current: Some(current), target, donor, impatient };
-        match made(stage, file, change) {
-            Ok(true) => {
-                stage.findings.changed(way);
-                file.changed_by(way);
-            }
-            // As the phases count on, so must the contents.
-            Ok(false) => finish(stage, file, change),
-            Err(error) => stage.findings.add(Wrong::WriterFailed, || {
-                format!("{}: {}: {error}; {}", file.path.display(), way.name(), file.history())
-            }),
-        }
-        file.enter(State::Good);
+        let Ok(_turn) = file.turn.try_lock() else { continue };
+        rewrite(stage, file, way, &mut dice, donor);
         Stage::pause(&mut dice);
     }
 }
 
-/// Makes a change that was refused for a moment.
-fn finish(stage: &Stage, file: &Subject, change: Change<'_>) {
-    let patient = Change { impatient: false, ..change };
-    while let Ok(false) = made(stage, file, patient) {
-        if stage.findings.violations() > 0 && stage.is_over() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
+/// Changes a file that nobody else changes.
+fn rewrite(stage: &Stage, file: &Subject, way: Way, dice: &mut Dice, donor: &File) {
+    let current = content(stage, file, file.content());
+    let moving = file.enter(State::Moving);
+    let target = content(stage, file, moving.number());
+    let (path, impatient) = (file.path.as_path(), dice.once_in(4));
+    // truncate(2) is followed if the file is known or open for writing.
+    let known = (way == Way::Truncate).then(|| open_to_read(path));
+    if let Some(Err(error)) = &known {
+        found(stage, file, moving, Wrong::SpuriousDenial, || format!("opened while {:?}: {error}", moving.state()));
     }
+    let change = Change { way, path, current: Some(current), target, donor, impatient };
+    match made(stage, file, change) {
+        Ok(true) => {
+            stage.findings.changed(way);
+            file.changed_by(way);
+            file.has_content(moving.number());
+        }
+        // It is as it was, and the reason has been told.
+        Ok(false) => {}
+        // Nobody knows what is in it: it moves for ever.
+        Err(error) => {
+            return found(stage, file, moving, Wrong::WriterFailed, || format!("{}: {error}", way.name()));
+        }
+    }
+    drop(known);
+    file.enter(State::Good);
+}
+
+/// Changes a file while others may do so too: nobody knows what is in it then, but all must be able to open it.
+fn share(stage: &Stage, file: &Subject, way: Way, dice: &mut Dice, donor: &File) {
+    // A mapping of what another one cuts would kill us, and cloning wants to know the length.
+    if matches!(way, Way::Mapped | Way::Clone) {
+        return;
+    }
+    if file.phase().number() == 0 {
+        // For ever.
+        file.enter(State::Moving);
+    }
+    let known = (way == Way::Truncate).then(|| open_to_read(&file.path));
+    let target = content(stage, file, dice.next() | 1);
+    let impatient = dice.once_in(4);
+    let change = Change { way, path: &file.path, current: None, target, donor, impatient };
+    match made(stage, file, change) {
+        Ok(_) => stage.findings.changed(way),
+        Err(error) => found(stage, file, file.phase(), Wrong::WriterFailed, || format!("{}: {error}", way.name())),
+    }
+    file.changed_by(way);
+    drop(known);
 }
 
 /// After the last change: each label must become that of the content, and each file must be open to all.
@@ -136,15 +167,24 @@ pub(super) fn settle(stage: &Stage) {
     let end = Instant::now() + BEHIND;
     let mut buffer = vec![0; LARGEST + 1];
     for file in &stage.files {
-        let expected = label_of(content(stage, file, file.phase().number()));
+        // What several have changed at once is as it is.
+        let shared = stage.is_shared(file) && file.phase().number() > 0;
+        let found = shared
+            .then(|| open_to_read(&file.path).and_then(|mut file| Ok(read_all(&mut file, &mut buffer)?.to_vec())));
+        let expected = match found {
+            Some(Ok(found)) => label_of(&found),
+            // It is told below.
+            Some(Err(_)) => file.label,
+            None => label_of(content(stage, file, file.content())),
+        };
         let right = || read_label(&file.path).is_ok_and(|label| label == expected);
         while !right() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }
         if !right() {
-            let found = read_label(&file.path);
+            let label = read_label(&file.path);
             stage.findings.add(Wrong::LabelBehind, || {
-                format!("{}: {found:02x?}, expected {expected:02x?}; {}", file.path.display(), file.history())
+                format!("{}: {label:02x?}, expected {expected:02x?}; {}", file.path.display(), file.history())
             });
         }
         read_one(stage, file, &mut buffer);

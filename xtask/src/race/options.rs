@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::place::Kind;
+use super::ways::Way;
 
 /// What is played on a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub(super) struct Options {
     pub(super) length: Length,
     pub(super) kinds: Vec<Kind>,
     pub(super) scenes: Vec<Scene>,
+    /// How files are changed, as far as their file system can.
+    pub(super) ways: Vec<Way>,
     pub(super) imarad: Option<PathBuf>,
     pub(super) seed: u64,
     /// Files that are opened again and again.
@@ -75,6 +78,7 @@ impl Default for Options {
             length: Length::For(Duration::from_secs(15)),
             kinds: Kind::ALL.to_vec(),
             scenes: Scene::ALL.to_vec(),
+            ways: Way::ALL.to_vec(),
             imarad: None,
             seed: 1,
             hot: 12,
@@ -109,6 +113,7 @@ impl Options {
             "--opens" => self.length = Length::Opens(value.parse()?),
             "--fs" => self.kinds = chosen(value, &Kind::ALL, Kind::name)?,
             "--scene" => self.scenes = chosen(value, &Scene::ALL, Scene::name)?,
+            "--ways" => self.ways = chosen(value, &Way::ALL, Way::name)?,
             "--imarad" => self.imarad = Some(value.into()),
             "--seed" => self.seed = value.parse()?,
             "--hot" => self.hot = value.parse()?,
@@ -134,7 +139,7 @@ impl Options {
 }
 
 const HELP: &str = "options: --seconds N or --opens N (for each file system, all scenes together), --fs \
-                    ext4,xfs,btrfs,tmpfs, --scene reads,owners,follow, --imarad PATH, --seed N, --hot FILES, --cold FILES, \
+                    ext4,xfs,btrfs,tmpfs, --scene reads,owners,follow, --ways mmap,write,…, --imarad PATH, --seed N, --hot FILES, --cold FILES, \
                     --readers N, --writers N, --probers N, --runners N, --grace MILLISECONDS";
 
 fn chosen<T: Copy>(list: &str, all: &[T], name: fn(T) -> &'static str) -> Result<Vec<T>> {

@@ -56,7 +56,7 @@ impl Stage {
         let files: Result<Vec<_>> = (0..options.hot + options.cold).map(make).collect();
         let program = |number| Subject::make(directory.join(format!("program-{number}")), &program::good());
         let programs = if scene == Scene::Follow { 0 } else { 3 };
-        let ways = Way::ALL.into_iter().filter(|way| way.is_for(place.kind));
+        let ways = options.ways.iter().copied().filter(|way| way.is_for(place.kind));
         Ok(Self {
             scene,
             bytes,
@@ -68,6 +68,13 @@ impl Stage {
             hot: options.hot,
             over: AtomicBool::new(false),
         })
+    }
+
+    /// Whether several writers may change this file at once: some of the hot files where labels follow.
+    pub(super) fn is_shared(&self, file: &Subject) -> bool {
+        let hot = self.files.get(..self.hot).unwrap_or_default();
+        let place = hot.iter().position(|other| std::ptr::eq(other, file));
+        self.scene == Scene::Follow && place.is_some_and(|place| place % 3 == 2)
     }
 
     /// From now on nobody begins anything.

@@ -134,7 +134,8 @@ pub(super) struct Subject {
     phase: AtomicU64,
     way: AtomicUsize,
     since: Mutex<Instant>,
-    blessed: AtomicU64,
+    told: AtomicU64,
+    content: AtomicU64,
 }
 
 impl Subject {
@@ -155,7 +156,8 @@ impl Subject {
             phase: AtomicU64::new(0),
             way: AtomicUsize::new(0),
             since: Mutex::new(Instant::now()),
-            blessed: AtomicU64::new(u64::MAX),
+            told: AtomicU64::new(u64::MAX),
+            content: AtomicU64::new(0),
         })
     }
 
@@ -178,9 +180,19 @@ impl Subject {
         self.way.store(way.number() + 1, Ordering::Relaxed);
     }
 
-    /// Whether it is noticed for the first time in this phase that its label is not its own.
-    pub(super) fn first_blessed_in(&self, phase: Phase) -> bool {
-        self.blessed.swap(phase.0, Ordering::Relaxed) != phase.0
+    /// The number of its content, where labels follow; true for a phase in which it stays the same.
+    pub(super) fn content(&self) -> u64 {
+        self.content.load(Ordering::SeqCst)
+    }
+
+    /// Only he whose turn it is may say so.
+    pub(super) fn has_content(&self, number: u64) {
+        self.content.store(number, Ordering::SeqCst);
+    }
+
+    /// Whether something is told of it for the first time in this phase.
+    pub(super) fn is_first_in(&self, phase: Phase) -> bool {
+        self.told.swap(phase.0, Ordering::Relaxed) != phase.0
     }
 
     /// Its last change, for a report: how, and how long ago the phase began.

@@ -18,7 +18,7 @@ use super::subject::{LARGEST, Phase, State, Subject, Turn, read_label, write_lab
 use super::ways::{Change, Way, untouched};
 
 /// How often a change is tried that has been begun: a program that is being executed keeps writers out for a moment.
-const TRIES: usize = 20_000;
+const TRIES: usize = 3000;
 
 /// Opens and reads until the scene is over.
 pub(super) fn read(stage: &Stage, beat: &Beat, mut dice: Dice) {
@@ -63,10 +63,11 @@ fn read_one(stage: &Stage, file: &Subject, buffer: &mut [u8]) {
 
 /// Something that should never happen, or something that has to be so since the label is not the file's `own` any more.
 fn found(stage: &Stage, file: &Subject, phase: Phase, own: bool, wrong: Wrong, what: impl FnOnce() -> String) {
-    if own {
+    let wrong = if own { wrong } else { Wrong::Blessed };
+    if file.is_first_in(phase) {
         stage.findings.add(wrong, || told(file, &what()));
-    } else if file.first_blessed_in(phase) {
-        stage.findings.add(Wrong::Blessed, || told(file, &what()));
+    } else if own {
+        stage.findings.again(wrong);
     }
 }
 
@@ -216,9 +217,10 @@ pub(super) fn made(stage: &Stage, file: &Subject, change: Change<'_>) -> io::Res
     let note = |error: &io::Error| match error.raw_os_error() {
         Some(libc::EAGAIN) => findings.impatient.up(),
         Some(libc::ETXTBSY) => findings.executed.up(),
-        _ => findings.add(Wrong::WriterFailed, || {
-            format!("{}: {}: {error}; {}", file.path.display(), change.way.name(), file.history())
-        }),
+        _ if file.is_first_in(file.phase()) => {
+            findings.add(Wrong::WriterFailed, || told(file, &format!("{}: {error}", change.way.name())));
+        }
+        _ => findings.again(Wrong::WriterFailed),
     };
     note(&error);
     if untouched(change.way, &error) {

@@ -174,7 +174,7 @@ impl Change<'_> {
                 file.write_all(tail)
             }
             Way::Rename => {
-                let new = self.path.with_extension("new");
+                let new = self.path.with_extension(format!("{:?}", std::thread::current().id()));
                 let mut made = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&new)?;
                 made.write_all(target)?;
                 drop(made);
