@@ -145,7 +145,7 @@ impl Findings {
         }
     }
 
-    /// The same happened once more to a file that has not been changed since.
+    /// The same, to a file with which something was wrong already since it was last changed.
     pub(super) fn again(&self, wrong: Wrong) {
         if let Some(count) = self.again.get(wrong.number()) {
             count.up();
@@ -174,11 +174,12 @@ impl Findings {
             let _ = write!(text, " {} {}", way.name(), count.value());
         }
         for ((wrong, count), again) in Wrong::ALL.iter().zip(&self.wrong).zip(&self.again) {
-            if count.value() > 0 {
-                let _ = write!(text, "\n  {}: {}", wrong.name(), count.value());
-            }
-            if again.value() > 0 {
-                let _ = write!(text, ", and {} times more of files that had not been changed since", again.value());
+            if count.value() + again.value() > 0 {
+                let (name, count, again) = (wrong.name(), count.value(), again.value());
+                let _ = write!(
+                    text,
+                    "\n  {name}: {count}, and {again} times after something else was wrong with the same file"
+                );
             }
         }
         if let Some(first) = *self.first.lock().unwrap_or_else(PoisonError::into_inner) {

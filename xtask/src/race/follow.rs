@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::dice::Dice;
 use super::findings::Wrong;
 use super::stage::{Beat, Stage, difference, open_to_read, read_all};
-use super::subject::{LARGEST, Phase, State, Subject, label_of, read_label};
+use super::subject::{LARGEST, Phase, State, Subject, Turn, label_of, read_label};
 use super::tamper::made;
 use super::ways::{Change, Way};
 
@@ -105,14 +105,14 @@ pub(super) fn write(stage: &Stage, beat: &Beat, mut dice: Dice, donor: &File) {
             Stage::pause(&mut dice);
             continue;
         }
-        let Ok(_turn) = file.turn.try_lock() else { continue };
-        rewrite(stage, file, way, &mut dice, donor);
+        let Ok(mut turn) = file.turn.try_lock() else { continue };
+        rewrite(stage, file, &mut turn, way, &mut dice, donor);
         Stage::pause(&mut dice);
     }
 }
 
 /// Changes a file that nobody else changes.
-fn rewrite(stage: &Stage, file: &Subject, way: Way, dice: &mut Dice, donor: &File) {
+fn rewrite(stage: &Stage, file: &Subject, turn: &mut Turn, way: Way, dice: &mut Dice, donor: &File) {
     let current = content(stage, file, file.content());
     let moving = file.enter(State::Moving);
     let target = content(stage, file, moving.number());
@@ -122,22 +122,20 @@ fn rewrite(stage: &Stage, file: &Subject, way: Way, dice: &mut Dice, donor: &Fil
     if let Some(Err(error)) = &known {
         found(stage, file, moving, Wrong::SpuriousDenial, || format!("opened while {:?}: {error}", moving.state()));
     }
-    let change = Change { way, path, current: Some(current), target, donor, impatient };
+    let change = Change { way, path, current: Some(current).filter(|_| !turn.lost), target, donor, impatient };
     match made(stage, file, change) {
         Ok(true) => {
             stage.findings.changed(way);
             file.changed_by(way);
             file.has_content(moving.number());
+            turn.lost = false;
         }
-        // It is as it was, and the reason has been told.
+        // It is as it was. That, and what else went wrong, has been told.
         Ok(false) => {}
-        // Nobody knows what is in it: it moves for ever.
-        Err(error) => {
-            return found(stage, file, moving, Wrong::WriterFailed, || format!("{}: {error}", way.name()));
-        }
+        Err(_) => turn.lost = true,
     }
     drop(known);
-    file.enter(State::Good);
+    file.enter(if turn.lost { State::Moving } else { State::Good });
 }
 
 /// Changes a file while others may do so too: nobody knows what is in it then, but all must be able to open it.
@@ -154,11 +152,10 @@ fn share(stage: &Stage, file: &Subject, way: Way, dice: &mut Dice, donor: &File)
     let target = content(stage, file, dice.next() | 1);
     let impatient = dice.once_in(4);
     let change = Change { way, path: &file.path, current: None, target, donor, impatient };
-    match made(stage, file, change) {
-        Ok(_) => stage.findings.changed(way),
-        Err(error) => found(stage, file, file.phase(), Wrong::WriterFailed, || format!("{}: {error}", way.name())),
+    if made(stage, file, change).is_ok_and(|made| made) {
+        stage.findings.changed(way);
+        file.changed_by(way);
     }
-    file.changed_by(way);
     drop(known);
 }
 
@@ -167,8 +164,8 @@ pub(super) fn settle(stage: &Stage) {
     let end = Instant::now() + BEHIND;
     let mut buffer = vec![0; LARGEST + 1];
     for file in &stage.files {
-        // What several have changed at once is as it is.
-        let shared = stage.is_shared(file) && file.phase().number() > 0;
+        // What several have changed at once, or one not to its end, is as it is.
+        let shared = file.phase().state() == State::Moving;
         let found = shared
             .then(|| open_to_read(&file.path).and_then(|mut file| Ok(read_all(&mut file, &mut buffer)?.to_vec())));
         let expected = match found {
@@ -182,11 +179,16 @@ pub(super) fn settle(stage: &Stage) {
             std::thread::sleep(Duration::from_millis(5));
         }
         if !right() {
-            let label = read_label(&file.path);
+            let label = hex(&read_label(&file.path).unwrap_or_default());
+            let expected = hex(&expected);
             stage.findings.add(Wrong::LabelBehind, || {
-                format!("{}: {label:02x?}, expected {expected:02x?}; {}", file.path.display(), file.history())
+                format!("{}: {label}, not {expected}; {}", file.path.display(), file.history())
             });
         }
         read_one(stage, file, &mut buffer);
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

@@ -119,6 +119,8 @@ impl Phase {
 pub(super) struct Turn {
     /// The content, if the file is bad.
     pub(super) bad: Option<Vec<u8>>,
+    /// Whether nobody knows the content, since a change ended half-way.
+    pub(super) lost: bool,
 }
 
 /// A file.

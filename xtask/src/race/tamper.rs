@@ -162,14 +162,18 @@ pub(super) fn write(stage: &Stage, beat: &Beat, mut dice: Dice, donor: &std::fs:
 /// Makes a good file bad, or a bad one good.
 fn toggle(stage: &Stage, file: &Subject, mut turn: MutexGuard<'_, Turn>, dice: &mut Dice, donor: &std::fs::File) {
     let Some(way) = dice.one_of(&stage.ways).copied() else { return };
-    let target = if turn.bad.is_some() { file.good.clone() } else { file.tampered(dice, stage.bytes) };
+    let was = match (&turn.bad, turn.lost) {
+        (_, true) => State::Moving,
+        (Some(_), false) => State::Bad,
+        (None, false) => State::Good,
+    };
+    let target = if was == State::Good { file.tampered(dice, stage.bytes) } else { file.good.clone() };
     let current = turn.bad.as_deref().unwrap_or(&file.good);
     let (path, impatient) = (file.path.as_path(), dice.once_in(4));
-    let was = if turn.bad.is_some() { State::Bad } else { State::Good };
     let before = file.phase();
     file.enter(State::Moving);
     restore_label(stage, file, before);
-    let change = Change { way, path, current: Some(current), target: &target, donor, impatient };
+    let change = Change { way, path, current: Some(current).filter(|_| !turn.lost), target: &target, donor, impatient };
     let changed = match stage.scene {
         Scene::Owners => given_away(file, stage, || made(stage, file, change)),
         Scene::Reads | Scene::Follow => made(stage, file, change),
@@ -178,15 +182,15 @@ fn toggle(stage: &Stage, file: &Subject, mut turn: MutexGuard<'_, Turn>, dice: &
         Ok(true) => {
             file.changed_by(way);
             stage.findings.changed(way);
-            let state = if was == State::Bad { State::Good } else { State::Bad };
-            turn.bad = (state == State::Bad).then_some(target);
+            let state = if was == State::Good { State::Bad } else { State::Good };
+            *turn = Turn { bad: (state == State::Bad).then_some(target), lost: false };
             file.enter(state);
         }
         Ok(false) => {
             file.enter(was);
         }
-        // Nobody knows what is in it: it moves for ever.
-        Err(error) => stage.findings.add(Wrong::WriterFailed, || told(file, &format!("{}: {error}", way.name()))),
+        // What went wrong has been told.
+        Err(_) => turn.lost = true,
     }
 }
 
@@ -234,6 +238,7 @@ pub(super) fn made(stage: &Stage, file: &Subject, change: Change<'_>) -> io::Res
         }
         if error.raw_os_error() != Some(libc::ETXTBSY) {
             note(&error);
+            break;
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
