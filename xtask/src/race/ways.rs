@@ -279,3 +279,57 @@ fn is_zero(bytes: &[u8]) -> bool {
 pub(super) fn offset(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_makes_a_file_what_it_should_be() {
+        let directory = std::env::temp_dir().join(format!("imara-race-ways-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("file");
+        let options = || fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).to_owned();
+        let donor = options().open(directory.join("donor")).unwrap();
+        let (long, mut hole) = (vec![7; 200_000], vec![7; 200_000]);
+        hole.iter_mut().skip(5000).take(9000).for_each(|byte| *byte = 0);
+        let grown = [long.as_slice(), &[0; 100]].concat();
+        let contents: [&[u8]; 7] = [b"", b"a", b"ab", b"xb", &long, &hole, &grown];
+        for way in Way::ALL.into_iter().filter(|way| way.is_for(Kind::Ext4)) {
+            for current in contents {
+                for target in contents {
+                    for known in [true, false] {
+                        fs::write(&path, current).unwrap();
+                        let current = known.then_some(current);
+                        let change = Change { way, path: &path, current, target, donor: &donor, impatient: false };
+                        change.make().unwrap();
+                        let found = fs::read(&path).unwrap();
+                        assert!(found == target, "{way:?} to {} bytes made {}", target.len(), found.len());
+                    }
+                }
+            }
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn only_what_is_different_is_changed() {
+        let donor = File::open("/dev/null").unwrap();
+        for (current, target, expected) in [
+            ("abc", "abc", 3..3),
+            ("abc", "abd", 2..3),
+            ("abc", "xbc", 0..1),
+            ("abcd", "axyd", 1..3),
+            ("abc", "ab", 2..2),
+            ("ab", "abc", 2..3),
+            ("", "abc", 0..3),
+            ("aaa", "aaba", 2..4),
+        ] {
+            let (current, target) = (Some(current.as_bytes()), target.as_bytes());
+            let way = Way::Pwrite;
+            let change = Change { way, path: Path::new(""), current, target, donor: &donor, impatient: false };
+            assert_eq!(change.different(), expected, "{current:?} {target:?}");
+        }
+    }
+}
