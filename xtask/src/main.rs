@@ -1,5 +1,5 @@
 //! The chores of this repository, a file each: `cargo xtask CHORE`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod arrows;
 mod bench;
@@ -9,6 +9,7 @@ mod fuzz;
 mod interrupt;
 mod print;
 mod pure;
+mod race;
 mod run;
 mod scratch;
 
@@ -24,6 +25,11 @@ const CHORES: &[Chore] = &[
     ("bench", "           time this against other programs, as ratios", bench::run_bench),
     ("ci", "[STAGE…]  run all stages of continuous integration, or those that are named", ci::run),
     ("demo", "            label, guard and tamper with real files", demo::run_demo),
+    (
+        "race",
+        "[OPTION…] race with the guard: whether a changed file ever gets through, or a good one not",
+        race::run_race,
+    ),
 ];
 
 fn main() -> ExitCode {

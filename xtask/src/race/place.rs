@@ -1,0 +1,115 @@
+//! A file system of our own, of any kind.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use crate::run::run;
+
+/// How large one is, in bytes. An image is sparse.
+const SIZE: u64 = 2 << 30;
+
+/// How often unmounting is tried, a tenth of a second each.
+const TRIES: u32 = 50;
+
+/// A kind of file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Ext4,
+    Xfs,
+    Btrfs,
+    Tmpfs,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Tmpfs];
+
+    /// The kernel's name.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+            Self::Tmpfs => "tmpfs",
+        }
+    }
+
+    const fn mkfs(self) -> Option<(&'static str, &'static [&'static str])> {
+        match self {
+            Self::Ext4 => Some(("mkfs.ext4", &["-q", "-F", "-b", "4096"])),
+            Self::Xfs => Some(("mkfs.xfs", &["-q", "-f"])),
+            Self::Btrfs => Some(("mkfs.btrfs", &["-q", "-f"])),
+            Self::Tmpfs => None,
+        }
+    }
+}
+
+/// A mounted file system in a directory of its own.
+#[derive(Debug)]
+pub(super) struct Place {
+    directory: PathBuf,
+    pub(super) kind: Kind,
+}
+
+impl Place {
+    /// Makes and mounts one, does the work, and removes all of it whatever has come out.
+    pub(super) fn with<T>(kind: Kind, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let directory = std::env::temp_dir().join(format!("imara-race-{}-{}", kind.name(), std::process::id()));
+        let made = fs::DirBuilder::new().mode(0o700).create(&directory);
+        made.with_context(|| format!("cannot make {}", directory.display()))?;
+        let place = Self { directory, kind };
+        let outcome = place.fill().and_then(|()| work(&place));
+        match (outcome, place.remove()) {
+            (Ok(done), removed) => removed.map(|()| done),
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(left)) => bail!("{error:#}; and then: {left:#}"),
+        }
+    }
+
+    fn fill(&self) -> Result<()> {
+        fs::create_dir(self.mount())?;
+        let Some((mkfs, arguments)) = self.kind.mkfs() else {
+            let size = format!("size={SIZE}");
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(self.mount()))?;
+            return Ok(());
+        };
+        let image = self.directory.join("image");
+        fs::File::create_new(&image)?.set_len(SIZE)?;
+        run(Command::new(mkfs).args(arguments).arg(&image))?;
+        run(Command::new("mount").args(["-o", "loop,noatime"]).arg(&image).arg(self.mount()))?;
+        // The loop device keeps it; when that goes, its space is free, even if nobody is left to remove a name.
+        Ok(fs::remove_file(&image)?)
+    }
+
+    /// Unmounts and removes.
+    fn remove(self) -> Result<()> {
+        for attempt in 1..=TRIES {
+            let last = attempt == TRIES;
+            let flags = if last { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+            match umount2(&self.mount(), flags | MntFlags::UMOUNT_NOFOLLOW) {
+                // Not mounted, or not even there: it did not come that far.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(error) if last => bail!("could not unmount {}: {error}", self.mount().display()),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+        let removed = fs::remove_dir_all(&self.directory);
+        removed.with_context(|| format!("could not remove {}", self.directory.display()))
+    }
+
+    /// Where it is mounted.
+    pub(super) fn mount(&self) -> PathBuf {
+        self.directory.join("mnt")
+    }
+
+    /// A directory beside the mount, for what must not be on it.
+    pub(super) fn beside(&self) -> &Path {
+        &self.directory
+    }
+}
