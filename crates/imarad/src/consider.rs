@@ -1,0 +1,166 @@
+//! A question that the policy wants judged meets what is remembered of its file.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use imara_integrity::check;
+use imara_integrity::digest::Digest;
+use imara_integrity::iint::Writable;
+use imara_linux::file;
+use imara_linux::lease::{self, Taken};
+
+use crate::ask::{Ask, Hold};
+use crate::failure::Failure;
+use crate::inodes::Renewing;
+use crate::key::Key;
+use crate::look::Look;
+use crate::serve::Guard;
+
+/// How long a question waits for the notice that its file is new, each time.
+const PARKED: Duration = Duration::from_millis(2);
+
+impl Guard {
+    /// Considers somebody who has waited: his file may have changed since he came.
+    pub(crate) fn reconsider(&mut self, mut ask: Ask) {
+        match self.refresh(&mut ask) {
+            Ok(()) => self.consider(ask),
+            Err(why) => self.fail(ask, Failure::FactsUnreadable, &why),
+        }
+    }
+
+    pub(crate) fn refresh(&self, ask: &mut Ask) -> Result<(), String> {
+        ask.facts = file::facts(ask.file()).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// Looks at what is remembered of the inode, then judges.
+    pub(crate) fn consider(&mut self, mut ask: Ask) {
+        let key = ask.key();
+        if let Some(busy) = self.inodes.busy_mut(&key) {
+            if let Some(failure) = busy.stalled {
+                return self.fail(ask, failure, "an earlier attempt still hangs");
+            }
+            busy.waiting.push_back(ask);
+            return;
+        }
+        self.take_lease(&mut ask);
+        if self.inodes.written(&key).is_some() {
+            return self.consider_written(ask, key);
+        }
+        match self.inodes.known(&key) {
+            None => self.look(ask),
+            Some(known) if known.sighting.size() != ask.facts.size => self.consider_cut(ask, key),
+            Some(known) => {
+                let digest = known.digest;
+                let seen = known.sighting.holds(&ask.facts).then(|| known.look());
+                self.consider_known(ask, key, digest, seen);
+            }
+        }
+    }
+
+    /// The file was cut under our lease: `open(O_RDONLY|O_TRUNC)` is a reader to the kernel, which breaks no read lease
+    /// for it and tells nobody of its close.
+    fn consider_cut(&mut self, ask: Ask, key: Key) {
+        let good = self.inodes.take_known(&key).is_some_and(|known| self.was_good(&known));
+        if !good {
+            return self.look(ask);
+        }
+        self.now_written(key, true, None, None);
+        self.consider_written(ask, key);
+    }
+
+    /// The content's digest is known, and its label too unless it may have been changed.
+    fn consider_known(&mut self, mut ask: Ask, key: Key, digest: Digest, seen: Option<Look>) {
+        let fresh = seen.is_none();
+        let seen = seen.or_else(|| self.look_at_once(&ask, Some(digest)));
+        if ask.hold == Hold::Lease {
+            let Some(look) = seen else {
+                // From here on his lease guards the digest, for whoever else would be told that it breaks.
+                self.inodes.forget_known(&key);
+                return self.look_elsewhere(ask, Some(digest));
+            };
+            if fresh {
+                self.inodes.relabelled(&key, look.label.clone(), look.sighting);
+            }
+            ask.hold = Hold::Remembered;
+            return self.judge(ask, look);
+        }
+        // A writer is let in at once, without having to break the lease (which would fail with O_NONBLOCK). The digest is
+        // still true: he has not written yet.
+        self.inodes.forget_known(&key);
+        match seen {
+            Some(look) => self.judge(ask, look),
+            None => self.look(ask),
+        }
+    }
+
+    /// Somebody has, or had a moment ago, the file open for writing.
+    pub(crate) fn consider_written(&mut self, mut ask: Ask, key: Key) {
+        let Some(Writable { good }) = self.inodes.written(&key).map(|written| written.writable) else {
+            return self.look(ask);
+        };
+        if ask.hold != Hold::Lease {
+            if let Some(written) = self.inodes.written_mut(&key) {
+                written.quiet = None;
+            }
+            return match check::while_written(Writable { good }) {
+                Some(pass) => self.let_pass(ask.pending, pass),
+                None => self.look(ask),
+            };
+        }
+        // There is no writer any more. He need not have changed anything: his open may have failed after all.
+        if let Err(why) = self.refresh(&mut ask) {
+            return self.fail(ask, Failure::FactsUnreadable, &why);
+        }
+        let Some(mut written) = self.inodes.take_written(&key) else { return self.look(ask) };
+        let untouched = written.is_untouched(&ask.facts);
+        let heard = !untouched || self.all_is_heard(&mut written);
+        match written.before {
+            // The notice of his close may be in the queue behind this question.
+            Some(_) if untouched && !heard => {
+                self.inodes.write(key, written);
+                self.park(ask);
+            }
+            Some(look) if untouched => self.judge(ask, look),
+            // The label may lag behind, so it is renewed before anybody reads.
+            _ if good => self.renew(key, Renewing::Asked(Box::new(ask)), written.complained),
+            _ => self.look(ask),
+        }
+    }
+
+    /// Tries for a read lease on the asker's descriptor.
+    pub(crate) fn take_lease(&mut self, ask: &mut Ask) {
+        ask.hold = match lease::take(ask.file(), self.leases.signal()) {
+            Ok(Taken::Held) => Hold::Lease,
+            Ok(Taken::Writer) => Hold::Writer,
+            Err(error) => {
+                self.no_lease(ask.file(), &error.to_string());
+                Hold::Unleased
+            }
+        };
+    }
+
+    /// A file that gives no lease, though nobody is writing to it: judged, never remembered.
+    pub(crate) fn no_lease(&mut self, file: BorrowedFd<'_>, why: &str) {
+        // Such a file is asked about again and again: the counter tells how often, the log only that it happens.
+        let word = Failure::LeaseRefused;
+        if self.counters.count(word) == 1 {
+            self.say_failure(word, file, why);
+        }
+    }
+
+    /// Lets somebody wait for a moment, without keeping writers out meanwhile.
+    pub(crate) fn park(&mut self, mut ask: Ask) {
+        ask.release();
+        self.parked.push_back((Instant::now() + PARKED, ask));
+    }
+
+    /// Considers those again who have waited long enough.
+    pub(crate) fn unpark(&mut self, now: Instant) {
+        while self.parked.front().is_some_and(|(due, _)| *due <= now) {
+            if let Some((_, ask)) = self.parked.pop_front() {
+                self.reconsider(ask);
+            }
+        }
+    }
+}

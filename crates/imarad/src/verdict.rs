@@ -1,0 +1,221 @@
+//! Looking at a file of which nothing useful is remembered, judging it, and what follows.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+
+use imara_integrity::appraise::{FileState, Status};
+use imara_integrity::audit::Action;
+use imara_integrity::check::{self, Outcome, Plan, Verdict};
+use imara_integrity::collect::Collect;
+use imara_integrity::digest::Digest;
+use imara_integrity::label::ImaLabel;
+use imara_linux::file::FileFacts;
+use imara_linux::lease::{self, Taken};
+
+use crate::ask::{Ask, Hold, Repair};
+use crate::closer::LateFd;
+use crate::created::Newness;
+use crate::failure::Failure;
+use crate::inodes::{Known, Renewing, Task};
+use crate::key::Key;
+use crate::look::{Look, Wanted};
+use crate::pool::Work;
+use crate::recall::Recall;
+use crate::serve::Guard;
+
+/// How often a file is hashed again that changes while it is read without a lease.
+const TRIES: u8 = 3;
+
+impl Guard {
+    /// Looks at label and content.
+    pub(crate) fn look(&mut self, mut ask: Ask) {
+        // They must be from after the lease was taken.
+        if let Err(why) = self.refresh(&mut ask) {
+            return self.fail(ask, Failure::FactsUnreadable, &why);
+        }
+        if ask.hold == Hold::Lease
+            && let Some(look) = self.recall.take(&ask.key(), &ask.facts)
+            // Without its mark, the inode has not been in memory all the time.
+            && self.ignoring.notices().unwatch_inode(ask.file()).unwrap_or(false)
+        {
+            ask.recalled = true;
+            self.counters.recalled += 1;
+            return self.judge(ask, look);
+        }
+        match self.look_at_once(&ask, None) {
+            Some(look) => self.looked(ask, look),
+            None => self.look_elsewhere(ask, None),
+        }
+    }
+
+    pub(crate) fn look_elsewhere(&mut self, ask: Ask, known: Option<Digest>) {
+        let wanted = Wanted { decision: ask.decision, settings: self.settings, known, anyway: None };
+        self.hand_over_ask(ask, wanted);
+    }
+
+    fn hand_over_ask(&mut self, ask: Ask, wanted: Wanted) {
+        let lease = ask.hold.is_lease().then(|| ask.file().as_raw_fd());
+        self.hand_over(ask.key(), lease, Task::Judge(Box::new(ask)), Work::Look(wanted));
+    }
+
+    /// Somebody has looked.
+    pub(crate) fn looked(&mut self, mut ask: Ask, look: Look) {
+        if !ask.hold.is_lease() && look.digest.is_some() {
+            // Nobody kept writers out. If the file moved meanwhile, the digest may be that of a content it never had.
+            if let Err(why) = self.refresh(&mut ask) {
+                return self.fail(ask, Failure::FactsUnreadable, &why);
+            }
+            if !look.sighting.looks_like(&ask.facts) {
+                ask.tries += 1;
+                if ask.tries >= TRIES {
+                    return self.fail(ask, Failure::ContentChanging, "it changed while it was read");
+                }
+                return self.look_elsewhere(ask, None);
+            }
+        }
+        self.judge(ask, look);
+    }
+
+    /// Judges what was found.
+    pub(crate) fn judge(&mut self, mut ask: Ask, look: Look) {
+        let labels = match check::plan(&ask.decision, self.settings) {
+            Plan::Allow(pass) => return self.let_pass(ask.pending, pass),
+            Plan::Judge(labels) => labels,
+        };
+        let label = look.label.as_read();
+        // A digest says what the file should be; without one, or before its data came, it counts whether it is new.
+        let has_digest = matches!(label.bytes().map(ImaLabel::parse), Some(Ok(ImaLabel::Digest(_))));
+        let new = if has_digest { Newness::Old } else { self.newness(&ask) };
+        if new == Newness::NotKnownYet && ask.patience > 0 {
+            ask.patience -= 1;
+            return self.park(ask);
+        }
+        let new = new == Newness::New;
+        let outcome = match labels.read(label, FileState { size: ask.facts.size, new }) {
+            Collect::Settled(outcome) => {
+                // Somebody other than its creator may ask before the kernel has told us that the file is new.
+                if ask.patience > 0 && !new && self.looks_new(&ask, &outcome) {
+                    ask.patience -= 1;
+                    return self.park(ask);
+                }
+                outcome
+            }
+            Collect::Content(stage) => {
+                let algorithm = stage.algorithm();
+                match look.digest.filter(|digest| digest.algorithm() == algorithm) {
+                    Some(digest) => stage.settle(digest),
+                    None => {
+                        // Whoever looked did not know all that we know: that the file is new, or another mode.
+                        let (decision, settings) = (ask.decision, self.settings);
+                        let wanted = Wanted { decision, settings, known: None, anyway: Some(algorithm) };
+                        return self.hand_over_ask(ask, wanted);
+                    }
+                }
+            }
+        };
+        self.settled(ask, outcome, look);
+    }
+
+    fn settled(&mut self, mut ask: Ask, outcome: Outcome, look: Look) {
+        let Some(digest) = outcome.repair else { return self.finish(ask, outcome, look, None) };
+        let key = ask.key();
+        if ask.hold == Hold::Remembered {
+            // Of what is remembered the asker's own descriptor holds a lease too.
+            ask.hold = Hold::Lease;
+            self.inodes.forget_known(&key);
+        }
+        let lease = ask.hold.is_lease().then(|| ask.file().as_raw_fd());
+        let task = Task::Repair(Box::new(Repair { ask, outcome, look }));
+        self.hand_over(key, lease, task, Work::Label(digest));
+    }
+
+    /// Answers, then logs, then remembers. `repaired`: whether a repair that was due could be made.
+    pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
+        let good = outcome.good(repaired == Some(true));
+        let asker = outcome.complaint.map(|_| ask.asker());
+        let (key, hold, facts, recalled) = (ask.key(), ask.hold, ask.facts, ask.recalled);
+        let (allowed, answered) = match outcome.verdict {
+            Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
+            Verdict::Deny(_) => (false, ask.pending.deny()),
+        };
+        let file = self.closer.late(answered.file, hold.is_lease());
+        if answered.sent.is_err() {
+            self.counters.unanswered += 1;
+        }
+        if let (Some(complaint), Some(asker)) = (outcome.complaint, asker) {
+            let action = match (allowed, repaired) {
+                (false, _) => Action::Denied,
+                (true, Some(true)) => Action::Repaired,
+                (true, _) => Action::Allowed,
+            };
+            self.complain(complaint, asker, file.as_fd(), &facts, action);
+        } else {
+            self.counters.allowed += 1;
+        }
+        match (hold, outcome.evidence) {
+            // Seen for the first time: that it was good is remembered, without holding it.
+            (Hold::Lease, Some(_)) if good && !recalled && self.can_recall(&key, &look) => {
+                self.remember(key, look, file.as_fd(), &facts);
+            }
+            (Hold::Lease, Some(digest)) => {
+                self.know(key, Known::new(digest, look, file));
+                if good && recalled {
+                    self.ignore_known(key, &facts);
+                }
+            }
+            (Hold::Remembered, _) if good => self.ignore_known(key, &facts),
+            // Without evidence: a new file that has no label yet.
+            (Hold::Lease, None) if allowed && good => self.renew(key, Renewing::For(file), false),
+            (Hold::Writer, _) if allowed => self.now_written(key, good, Some(look), Some(file)),
+            _ => {}
+        }
+    }
+
+    /// Whether the second memory will do for a file that was found so.
+    fn can_recall(&self, key: &Key, look: &Look) -> bool {
+        self.ignoring.is_possible() && Recall::takes(key, look) && self.filesystems.shows_changes(key.device())
+    }
+
+    /// Puts what was found into the second memory. `file` still holds the lease.
+    pub(crate) fn remember(&mut self, key: Key, look: Look, file: BorrowedFd<'_>, facts: &FileFacts) {
+        let followed = self.follows_all_writers(facts);
+        match self.ignoring.notices().watch_inode(file) {
+            Ok(()) => self.recall.remember(key, look, followed),
+            Err(error) => self.cannot_ignore(&error),
+        }
+    }
+
+    /// Remembers a digest, as long as its lease is held.
+    pub(crate) fn know(&mut self, key: Key, known: Known) {
+        if let (Some(mount), Ok(copy)) =
+            (self.filesystems.private(key.device()), known.file.as_fd().try_clone_to_owned())
+        {
+            self.keeper.ask(key, self.closer.late(copy, false), mount);
+        }
+        while let Some((oldest, surplus)) = self.inodes.take_surplus() {
+            self.retire(oldest, surplus);
+        }
+        self.inodes.know(key, known);
+    }
+
+    /// A remembered file is open through our own mount as well: the lease moves there.
+    pub(crate) fn kept(&mut self, key: Key, mut own: LateFd) {
+        if self.inodes.is_known(&key) && matches!(lease::take(own.as_fd(), self.leases.signal()), Ok(Taken::Held)) {
+            own.now_leased();
+            self.inodes.hold_by(&key, own);
+        }
+    }
+
+    /// Whether the file was created since the guard began and has neither label nor content: the kernel's
+    /// `IMA_NEW_FILE`. A file without a name (`O_TMPFILE`) cannot have come from elsewhere.
+    pub(crate) fn newness(&mut self, ask: &Ask) -> Newness {
+        if ask.facts.size != 0 {
+            return Newness::Old;
+        }
+        if ask.facts.links == 0 { Newness::New } else { self.created.take(ask.file(), &ask.facts) }
+    }
+
+    /// Whether an empty file without a label may turn out to be new.
+    fn looks_new(&self, ask: &Ask, outcome: &Outcome) -> bool {
+        ask.facts.size == 0 && outcome.judgement.status == Status::NoLabel && self.created.may_come(&ask.facts)
+    }
+}
