@@ -2,13 +2,13 @@
 # Each installs the Debian packages it lacks when run as root, and else names them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench build clean
+.PHONY: help demo test lint bench build deb deb-test clean
 
 CARGO := scripts/cargo
 XTASK := $(CARGO) run --quiet --package xtask --
 
 help: ## list these targets
-	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z-]+: .*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: ## label, guard and tamper with real files on a file system of its own (root; some seconds after the build)
 	@scripts/setup demo
@@ -31,6 +31,11 @@ bench: ## time this against other programs, as ratios; fails if a goal is missed
 build: ## release binaries in target/release
 	@scripts/setup build
 	$(CARGO) build --release --workspace
+
+deb: ## a Debian package, below target/deb
+	@scripts/setup deb
+	$(CARGO) build --release --workspace
+	@$(CARGO) run --quiet --release --package xtask -- deb
 
 clean: ## remove everything that was built
 	rm -rf target fuzz/target

@@ -28,6 +28,7 @@ const STAGES: &[Stage] = &[
     ("fuzz", crate::fuzz::smoke),
     // The binaries that people get: tests run others, which have assertions and are not optimised.
     ("demo", demo),
+    ("deb", deb),
 ];
 
 /// The `cargo-deny` that is used, built where it is missing; it has to build with the workspace's `rust-version`.
@@ -97,6 +98,12 @@ fn demo() -> Result<()> {
         return print_line!("release binaries are built; skipped: the demo needs root");
     }
     cargo(&["run", "--release", "--package", "xtask", "--quiet", "--", "demo"])
+}
+
+/// Makes the package, which checks what is in it.
+fn deb() -> Result<()> {
+    cargo(&["build", "--release", "--workspace", "--quiet"])?;
+    cargo(&["run", "--release", "--package", "xtask", "--quiet", "--", "deb"])
 }
 
 fn deny() -> Result<()> {

@@ -4,6 +4,7 @@
 mod arrows;
 mod bench;
 mod ci;
+mod deb;
 mod demo;
 mod fuzz;
 mod interrupt;
@@ -24,6 +25,7 @@ type Chore = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 const CHORES: &[Chore] = &[
     ("bench", "           time this against other programs, as ratios", bench::run_bench),
     ("ci", "[STAGE…]  run all stages of continuous integration, or those that are named", ci::run),
+    ("deb", "[VERSION] make a Debian package of the release binaries, below target/deb", deb::run_deb),
     ("demo", "            label, guard and tamper with real files", demo::run_demo),
     (
         "race",

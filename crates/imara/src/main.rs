@@ -12,6 +12,7 @@ mod content;
 mod guard;
 mod inspect;
 mod label;
+mod manual;
 mod mode;
 mod release;
 mod rules;
@@ -62,6 +63,9 @@ enum Verb {
     Release(release::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
+    /// Write the manual's pages into a directory
+    #[command(hide = true)]
+    Manual(manual::Arguments),
 }
 
 /// How a run ended that could be made.
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
         Verb::Mode(arguments) => mode::run(&arguments),
         Verb::Release(arguments) => release::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
+        Verb::Manual(arguments) => manual::run(&arguments),
     };
     match ended {
         Ok(ended) => ended.into(),

@@ -1,6 +1,7 @@
 //! Arguments, help and errors that all verbs share.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use imara_linux::testing::FsKind;
@@ -25,6 +26,29 @@ fn the_version_and_the_help_of_every_verb_are_there() {
         assert_eq!(script.code, Some(0));
         assert!(script.out.contains("one-file-system"), "{shell}");
     }
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_verb() {
+    let scratch = tempdir();
+    let ran = imara(&[&"manual", &scratch]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    for verb in ["label", "verify", "inspect", "guard", "status", "mode", "release"] {
+        let page = fs::read_to_string(scratch.join(format!("imara-{verb}.1"))).unwrap();
+        assert!(page.contains("Exit status"), "{verb}: {page}");
+    }
+    assert!(fs::read_to_string(scratch.join("imara.1")).unwrap().contains("imara\\-label(1)"));
+    fs::remove_dir_all(&scratch).unwrap();
+    let nowhere = imara(&[&"manual", &"/nonexistent"]);
+    assert_eq!(nowhere.code, Some(2));
+    assert!(nowhere.err.starts_with("imara: cannot write the manual's pages to /nonexistent: "), "{}", nowhere.err);
+}
+
+/// A directory of its own.
+fn tempdir() -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("imara-manual-{}", std::process::id()));
+    fs::create_dir(&directory).unwrap();
+    directory
 }
 
 #[test]
