@@ -23,7 +23,7 @@ lint: ## format, lints, docs, licences and the rules between crates only
 	@scripts/setup lint
 	@$(XTASK) ci fmt clippy rustdoc arrows pure deny
 
-bench: ## time this against other programs, as ratios; fails if a goal is missed (root; about half a minute after the build)
+bench: ## time this against other programs and against being without it, as ratios; fails if a goal is missed (root; some minutes)
 	@scripts/setup bench
 	$(CARGO) build --release --workspace
 	@$(CARGO) run --quiet --release --package xtask -- bench

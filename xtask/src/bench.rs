@@ -1,31 +1,63 @@
-//! `make bench`: Imara beside other programs, in one run, as ratios.
+//! `make bench`: Imara beside other programs and beside its own absence, in one run, as ratios.
 //!
-//! The two programs take turns, so that a machine that changes its speed changes it for both; the figure is the median
-//! of the ratios of neighbouring runs. On a machine that is busy with other things wall time says little of a program that
-//! uses several processors beside one that uses one: then a missed goal of wall time is measured once more.
+//! Both of what is compared take turns, so that a machine that changes its speed changes it for both; the figure is the
+//! median of the ratios of neighbouring runs. On a machine that is busy with other things wall time says little: where
+//! CPU time tells the same, that is what is judged.
 
-use std::cmp::Ordering;
+mod exec;
+mod first;
+mod label;
+mod minimal;
+mod open;
+mod parallel;
+mod warm;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::interrupt;
 use crate::print::print_line;
 use crate::run::run;
-use crate::scratch::{Budget, Scratch, binaries, copy_tree, own_mounts, root_only};
+use crate::scratch::{Scratch, binaries, own_mounts, root_only};
 
-/// Files in the tree at least.
-const FILES: usize = 20_000;
+/// A part's name, what it compares, and its code.
+type Part = (&'static str, &'static str, fn(&Bench<'_>) -> Result<Vec<Figure>>);
 
-/// Runs of each program that count.
-const ROUNDS: usize = 7;
+const PARTS: &[Part] = &[
+    ("label", "label a tree, beside evmctl", label::measure),
+    ("open", "open and close a file that is known, beside no guard", open::measure),
+    ("first", "open a file for the first time, beside a guard that looks at nothing, and sha256sum", first::measure),
+    ("exec", "execute a small program, beside no guard", exec::measure),
+    ("parallel", "four who open files that are known, beside no guard", parallel::measure),
+];
 
-/// One run, in seconds; or two, as the ratio of ours to the other.
+/// What all parts have.
+#[derive(Debug)]
+struct Bench<'s> {
+    /// The release binaries.
+    binaries: PathBuf,
+    scratch: &'s Scratch,
+    processors: usize,
+    /// The load average before anything was done.
+    load: f64,
+}
+
+impl Bench<'_> {
+    /// Labels a file or all files of a directory.
+    fn label(&self, path: &std::path::Path) -> Result<()> {
+        run(Command::new(self.binaries.join("imara")).args(["label", "--hash", "sha256"]).arg(path))?;
+        Ok(())
+    }
+}
+
+/// One run, in seconds; or two, as the ratio of the first to the other.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     cpu: f64,
@@ -35,149 +67,137 @@ struct Cost {
 /// One program's run of a pair.
 type Pick = fn(&(Cost, Cost)) -> Cost;
 
-/// What the ratios are to be at most; wall time where there are two processors or more.
-const GOAL: Cost = Cost { cpu: 1.0, wall: 0.7 };
-
-/// Runs the benchmarks.
-pub(crate) fn run_bench(_: &[String]) -> Result<()> {
-    root_only("bench")?;
-    let imara = binaries()?.join("imara");
-    own_mounts()?;
-    interrupt::watch()?;
-    Scratch::with("bench", 6144, |scratch| compare(&imara, scratch))
+/// Something that was measured.
+#[derive(Clone, Debug)]
+struct Figure {
+    what: String,
+    value: f64,
+    goal: Option<Goal>,
 }
 
-/// Measures, and judges what has come out.
-fn compare(imara: &Path, scratch: &Scratch) -> Result<()> {
-    let tree = scratch.mount().join("tree");
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let load = load_average(&fs::read_to_string("/proc/loadavg")?)?;
-    print_line!("load average {load:.2} on {processors} processors, before anything is done")?;
-    let (files, bytes) = furnish(&tree)?;
-    print_line!("label a tree: {files} real files, {} MiB, ext4, in memory; {ROUNDS} rounds in turn", bytes >> 20)?;
-    let mut ratio = measured(imara, &tree)?;
-    if is_worth_another(ratio, load, processors) {
-        let (first, wall) = (ratio.wall, GOAL.wall);
-        print_line!("wall time misses {wall:.2}, but the machine was busy with other things: once more")?;
-        let second = measured(imara, &tree)?;
-        // CPU time has no excuse: the worse counts.
-        ratio = Cost { cpu: ratio.cpu.max(second.cpu), wall: first.min(second.wall) };
-        print_line!("{:<28} {:>8.2} {:>8.2}", "CPU's worse, wall's better", ratio.cpu, ratio.wall)?;
-    }
-    print_line!("{:<28} {:>8.2} {:>8.2}   ({processors} processors)", "goal, at most", GOAL.cpu, GOAL.wall)?;
-    held(ratio, processors)
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
-/// Lets the two programs take turns; prints their medians, and those of their ratios.
-fn measured(imara: &Path, tree: &Path) -> Result<Cost> {
-    let mut pairs = Vec::new();
-    for round in 0..=ROUNDS {
-        interrupt::check()?;
-        let ours = labelled(tree, Command::new(imara).args(["label", "--hash", "sha256"]))?;
-        let theirs = labelled(tree, Command::new("evmctl").args(["ima_hash", "-r", "-a", "sha256"]))?;
-        // The first round warms both up.
-        if round > 0 {
-            pairs.push((ours, theirs));
+impl Figure {
+    /// Whether the goal is missed; what is no number misses its goal.
+    fn is_missed(&self) -> bool {
+        match self.goal {
+            None => false,
+            Some(Goal::AtMost(limit)) => !matches!(self.value.partial_cmp(&limit), Some(ord) if ord.is_le()),
+            Some(Goal::AtLeast(limit)) => !matches!(self.value.partial_cmp(&limit), Some(ord) if ord.is_ge()),
         }
     }
-    print_line!("{:<28} {:>8} {:>8}", "median seconds", "CPU", "wall")?;
-    let programs: [(&str, Pick); 2] = [("imara label", |pair| pair.0), ("evmctl ima_hash -r", |pair| pair.1)];
-    for (name, of) in programs {
-        let (cpu, wall) = (median(&pairs, |pair| of(pair).cpu), median(&pairs, |pair| of(pair).wall));
-        print_line!("{name:<28} {cpu:>8.2} {wall:>8.2}")?;
+
+    /// What was compared, what came out, and what should have.
+    fn line(&self) -> String {
+        let Self { what, value, .. } = self;
+        let word = if self.is_missed() { "MISSED" } else { "met" };
+        match self.goal {
+            None => format!("{what:<66} {value:>7.3}"),
+            Some(Goal::AtMost(limit)) => format!("{what:<66} {value:>7.3}   at most {limit:.2}: {word}"),
+            Some(Goal::AtLeast(limit)) => format!("{what:<66} {value:>7.3}   at least {limit:.2}: {word}"),
+        }
     }
-    let cpu = median(&pairs, |(ours, theirs)| ours.cpu / theirs.cpu);
-    let wall = median(&pairs, |(ours, theirs)| ours.wall / theirs.wall);
-    print_line!("{:<28} {cpu:>8.2} {wall:>8.2}", "ratio (median of the pairs)")?;
-    Ok(Cost { cpu, wall })
+}
+
+/// Runs the benchmarks that are named, or all.
+pub(crate) fn run_bench(names: &[String]) -> Result<()> {
+    if let [word, mount] = names
+        && word == minimal::WORD
+    {
+        return minimal::answer(mount.as_ref());
+    }
+    if let Some(unknown) = names.iter().find(|name| PARTS.iter().all(|(known, ..)| known != name)) {
+        let known: Vec<&str> = PARTS.iter().map(|(name, ..)| *name).collect();
+        bail!("no part is called \"{unknown}\" (expected {})", known.join(", "));
+    }
+    root_only("bench")?;
+    let binaries = binaries()?;
+    own_mounts()?;
+    interrupt::watch()?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut figures = Vec::new();
+    for (name, what, part) in PARTS.iter().filter(|(name, ..)| names.is_empty() || names.iter().any(|n| n == name)) {
+        let load = load_average(&fs::read_to_string("/proc/loadavg")?)?;
+        print_line!("━━ {name}: {what} (load average {load:.2} on {processors} processors)")?;
+        let binaries = binaries.clone();
+        let found = Scratch::with("bench", 6144, |scratch| part(&Bench { binaries, scratch, processors, load }))
+            .with_context(|| format!("part {name}"))?;
+        for figure in &found {
+            print_line!("{}", figure.line())?;
+        }
+        figures.extend(found);
+    }
+    let missed: Vec<String> = figures.iter().filter(|figure| figure.is_missed()).map(Figure::line).collect();
+    ensure!(missed.is_empty(), "goals missed:\n{}", missed.join("\n"));
+    Ok(())
+}
+
+/// Lets two things take turns: once to warm both up, then so many times.
+fn in_turn(
+    rounds: usize,
+    mut one: impl FnMut() -> Result<Cost>,
+    mut other: impl FnMut() -> Result<Cost>,
+) -> Result<Vec<(Cost, Cost)>> {
+    let mut pairs = Vec::new();
+    for round in 0..=rounds {
+        interrupt::check()?;
+        let pair = (one()?, other()?);
+        if round > 0 {
+            pairs.push(pair);
+        }
+    }
+    Ok(pairs)
+}
+
+/// Prints what both cost, in microseconds each time of `times`; returns the medians of the ratios of the pairs.
+fn compared(pairs: &[(Cost, Cost)], names: (&str, &str), times: usize) -> Result<Cost> {
+    let scale = 1e6 / f64::from(u32::try_from(times)?);
+    let both: [(&str, Pick); 2] = [(names.0, |pair| pair.0), (names.1, |pair| pair.1)];
+    for (name, pick) in both {
+        let (cpu, wall) = (median(pairs, |pair| pick(pair).cpu), median(pairs, |pair| pick(pair).wall));
+        print_line!("  {name:<50} {:>10.2} µs CPU {:>10.2} µs wall", cpu * scale, wall * scale)?;
+    }
+    let ratio = |of: fn(&Cost) -> f64| median(pairs, |(one, other)| of(one) / of(other));
+    Ok(Cost { cpu: ratio(|cost| cost.cpu), wall: ratio(|cost| cost.wall) })
+}
+
+/// What a program and all its children cost.
+fn cost(command: &mut Command) -> Result<Cost> {
+    let (before, begin) = (children()?, Instant::now());
+    run(command)?;
+    let wall = begin.elapsed().as_secs_f64();
+    Ok(Cost { cpu: children()? - before, wall })
+}
+
+/// CPU seconds of all children that have ended.
+fn children() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let microseconds = (usage.user_time() + usage.system_time()).num_microseconds();
+    Ok(f64::from(i32::try_from(microseconds)?) / 1e6)
+}
+
+/// What this thread does costs, without its children.
+fn cost_of(work: impl FnOnce() -> Result<()>) -> Result<Cost> {
+    let (cpu, begin) = (thread_seconds(), Instant::now());
+    work()?;
+    let wall = begin.elapsed().as_secs_f64();
+    Ok(Cost { cpu: thread_seconds() - cpu, wall })
+}
+
+/// CPU seconds of this thread.
+fn thread_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    std::time::Duration::try_from(time).unwrap_or_default().as_secs_f64()
 }
 
 /// The first figure of `/proc/loadavg`: how many tasks wanted to run or waited for a disk, over the last minute.
 fn load_average(text: &str) -> Result<f64> {
     let figure = text.split(' ').next().unwrap_or_default();
     figure.parse().with_context(|| format!("/proc/loadavg begins with {figure:?}, expected a number"))
-}
-
-/// Whether the goal of wall time is missed, and that alone, while others wanted more than all processors.
-fn is_worth_another(ratio: Cost, load: f64, processors: usize) -> bool {
-    let busy = u32::try_from(processors).is_ok_and(|processors| load > f64::from(processors));
-    busy && held(ratio, 1).is_ok() && held(ratio, processors).is_err()
-}
-
-/// An error that names the goals that are missed; a ratio that is no number misses its goal.
-fn held(ratio: Cost, processors: usize) -> Result<()> {
-    let goals = [("CPU", ratio.cpu, GOAL.cpu), ("wall", ratio.wall, GOAL.wall)];
-    let judged = if processors > 1 { 2 } else { 1 };
-    let missed: Vec<String> = goals
-        .into_iter()
-        .take(judged)
-        .filter(|(_, ratio, goal)| !matches!(ratio.partial_cmp(goal), Some(Ordering::Less | Ordering::Equal)))
-        .map(|(name, ratio, goal)| format!("{name} time is {ratio:.3} of evmctl's, expected at most {goal:.2}"))
-        .collect();
-    ensure!(missed.is_empty(), "goal missed: {}", missed.join("; "));
-    Ok(())
-}
-
-/// Copies real files until there are enough; a small host is copied more than once.
-fn furnish(tree: &Path) -> Result<(usize, u64)> {
-    let (mut files, mut bytes) = (0, 0);
-    for turn in 0.. {
-        let before = files;
-        for source in ["/usr/bin", "/usr/sbin", "/usr/lib", "/usr/share"] {
-            interrupt::check()?;
-            let budget = Budget { files: (FILES + 2000_usize).saturating_sub(files).min(7000), bytes: 500 << 20 };
-            let copied = copy_tree(Path::new(source), &tree.join(format!("{turn}{source}")), budget)?;
-            files += copied.files;
-            bytes += copied.bytes;
-        }
-        if files >= FILES {
-            break;
-        }
-        ensure!(files > before, "no files could be copied from /usr");
-    }
-    Ok((files, bytes))
-}
-
-/// The cost of labelling the whole tree, which has no labels when it begins and all of them when it ends.
-fn labelled(tree: &Path, command: &mut Command) -> Result<Cost> {
-    strip(tree)?;
-    let cost = cost(command.arg(tree))?;
-    let sample = first_file(tree)?;
-    run(Command::new("getfattr").args(["-n", "security.ima", "--only-values"]).arg(&sample).stdout(Stdio::null()))
-        .with_context(|| format!("{command:?} left {} without a label", sample.display()))?;
-    Ok(cost)
-}
-
-fn cost(command: &mut Command) -> Result<Cost> {
-    let cpu = || -> Result<f64> {
-        let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-        let microseconds = (usage.user_time() + usage.system_time()).num_microseconds();
-        Ok(f64::from(i32::try_from(microseconds)?) / 1e6)
-    };
-    let (before, begin) = (cpu()?, Instant::now());
-    run(command)?;
-    let wall = begin.elapsed().as_secs_f64();
-    Ok(Cost { cpu: cpu()? - before, wall })
-}
-
-/// Removes every label, and waits until the disk is quiet.
-fn strip(tree: &Path) -> Result<()> {
-    let command = r#"find "$0" -type f -print0 | xargs -0 setfattr -h -x security.ima 2>/dev/null; sync"#;
-    run(Command::new("sh").args(["-c", command]).arg(tree))?;
-    Ok(())
-}
-
-fn first_file(tree: &Path) -> Result<PathBuf> {
-    let mut here = tree.to_owned();
-    loop {
-        let mut entries: Vec<_> = fs::read_dir(&here)?.flatten().collect();
-        entries.sort_by_key(fs::DirEntry::file_name);
-        if let Some(file) = entries.iter().find(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
-            return Ok(file.path());
-        }
-        let directory = entries.iter().find(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        here = directory.context("the tree has no files")?.path();
-    }
 }
 
 fn median<T>(items: &[T], figure: impl Fn(&T) -> f64) -> f64 {
@@ -192,36 +212,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missed_goal_is_an_error_that_names_it() {
-        for (cpu, wall, said) in [
-            (1.0, 0.7, ""),
-            (0.8, 0.5, ""),
-            (1.004, 0.5, "goal missed: CPU time is 1.004 of evmctl's, expected at most 1.00"),
-            (0.9, 0.71, "goal missed: wall time is 0.710 of evmctl's, expected at most 0.70"),
-            (
-                2.0,
-                f64::NAN,
-                "goal missed: CPU time is 2.000 of evmctl's, expected at most 1.00; \
-                 wall time is NaN of evmctl's, expected at most 0.70",
-            ),
+    fn a_goal_is_met_or_missed() {
+        for (value, goal, missed) in [
+            (1.15, Some(Goal::AtMost(1.15)), false),
+            (1.151, Some(Goal::AtMost(1.15)), true),
+            (0.95, Some(Goal::AtLeast(0.95)), false),
+            (0.949, Some(Goal::AtLeast(0.95)), true),
+            (f64::NAN, Some(Goal::AtMost(1.0)), true),
+            (f64::NAN, Some(Goal::AtLeast(1.0)), true),
+            (9.0, None, false),
         ] {
-            let error = held(Cost { cpu, wall }, 2).err().map(|error| error.to_string());
-            assert_eq!(error.unwrap_or_default(), said, "{cpu} {wall}");
-        }
-        assert!(held(Cost { cpu: 0.9, wall: 0.9 }, 1).is_ok());
-        assert!(held(Cost { cpu: 1.1, wall: 0.9 }, 1).is_err());
-    }
-
-    #[test]
-    fn wall_time_alone_is_measured_again_and_only_on_a_busy_machine() {
-        for (cpu, wall, load, processors, again) in [
-            (0.8, 0.76, 11.0, 2, true),
-            (0.8, 0.76, 2.0, 2, false),
-            (0.8, 0.76, 11.0, 1, false),
-            (0.8, 0.5, 11.0, 2, false),
-            (1.1, 0.76, 11.0, 2, false),
-        ] {
-            assert_eq!(is_worth_another(Cost { cpu, wall }, load, processors), again, "{cpu} {wall} {load}");
+            let figure = Figure { what: "it".into(), value, goal };
+            assert_eq!(figure.is_missed(), missed, "{}", figure.line());
+            assert_eq!(figure.line().contains("MISSED"), missed, "{}", figure.line());
         }
     }
 
@@ -230,5 +233,13 @@ mod tests {
         assert!((load_average("11.25 24.06 31.45 3/512 4242\n").unwrap() - 11.25).abs() < 1e-9);
         assert!(load_average("").is_err());
         assert!(load_average("busy 1 2").is_err());
+    }
+
+    #[test]
+    fn the_ratio_is_that_of_the_middle_pair() {
+        let pair = |one, other| (Cost { cpu: one, wall: one }, Cost { cpu: other, wall: other });
+        let pairs = [pair(1.0, 2.0), pair(30.0, 10.0), pair(4.0, 4.0)];
+        let ratio = compared(&pairs, ("one", "other"), 1).unwrap();
+        assert!((ratio.cpu - 1.0).abs() < 1e-9 && (ratio.wall - 1.0).abs() < 1e-9);
     }
 }

@@ -7,6 +7,7 @@ mod ci;
 mod deb;
 mod demo;
 mod fuzz;
+mod guard;
 mod interrupt;
 mod print;
 mod pure;
@@ -23,7 +24,7 @@ use crate::print::complain;
 type Chore = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 
 const CHORES: &[Chore] = &[
-    ("bench", "           time this against other programs, as ratios", bench::run_bench),
+    ("bench", "[PART…]   time this against other programs and against being without it, as ratios", bench::run_bench),
     ("ci", "[STAGE…]  run all stages of continuous integration, or those that are named", ci::run),
     ("deb", "[VERSION] make a Debian package of the release binaries, below target/deb", deb::run_deb),
     ("demo", "            label, guard and tamper with real files", demo::run_demo),

@@ -12,11 +12,11 @@
 mod dice;
 mod findings;
 mod follow;
-mod guard;
+
 mod mapping;
 mod options;
 mod place;
-mod program;
+pub(crate) mod program;
 mod stage;
 mod subject;
 mod tamper;
@@ -31,11 +31,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use self::dice::Dice;
-use self::guard::Guard;
 use self::options::{Length, Options, Scene};
 use self::place::Place;
 use self::program::Runner;
 use self::stage::{Beat, Stage};
+use crate::guard::Guard;
 use crate::interrupt;
 use crate::print::{complain, print_line};
 use crate::scratch;

@@ -16,7 +16,7 @@ use crate::print::print_line;
 use crate::run::apart;
 
 /// The number that the good program ends with.
-pub(super) const GOOD: i32 = 42;
+pub(crate) const GOOD: i32 = 42;
 
 /// The program's length in a file: the rest is padding, which is part of what is labelled.
 const LENGTH: usize = 4096 + 100;
@@ -36,7 +36,7 @@ const EXIT: ([u8; 12], u8) = ([0xbf, 42, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05]
 const EXIT: ([u8; 12], u8) = ([0x40, 0x05, 0x80, 0xd2, 0xa8, 0x0b, 0x80, 0xd2, 0x01, 0, 0, 0xd4], 183);
 
 /// The good program.
-pub(super) fn good() -> Vec<u8> {
+pub(crate) fn good() -> Vec<u8> {
     let (code, machine) = EXIT;
     let mut file = vec![0x5a; LENGTH];
     let fields: [(usize, &[u8]); 12] = [

@@ -26,7 +26,7 @@ const LINES: usize = 12;
 
 /// A daemon in mode `enforce`; killed when dropped.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(crate) struct Guard {
     child: Child,
     run_dir: PathBuf,
     lines: Arc<Mutex<VecDeque<String>>>,
@@ -34,7 +34,7 @@ pub(super) struct Guard {
 
 impl Guard {
     /// Starts it for one mount and waits until it guards. To be called by a thread that outlives it.
-    pub(super) fn start(imarad: &Path, beside: &Path, policy: &str, mount: &Path) -> Result<Self> {
+    pub(crate) fn start(imarad: &Path, beside: &Path, policy: &str, mount: &Path) -> Result<Self> {
         let (run_dir, file) = (beside.join("run"), beside.join("policy"));
         fs::create_dir_all(&run_dir)?;
         fs::write(&file, policy)?;
@@ -72,36 +72,36 @@ impl Guard {
     }
 
     /// The end of its log.
-    pub(super) fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().fold("it said:".to_owned(), |text, line| text + "\n    " + line)
     }
 
     /// What it tells of itself.
-    pub(super) fn status(&self) -> Result<Value> {
+    pub(crate) fn status(&self) -> Result<Value> {
         let mut connection = Connection::connect(&self.run_dir.join("control"), PATIENCE)?;
         connection.send(br#"{"command":"status"}"#)?;
         let answer = connection.receive()?.context("the guard does not answer")?;
         Ok(serde_json::from_slice(&answer)?)
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Whether it has ended by itself.
-    pub(super) fn has_ended(&mut self) -> Result<bool> {
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
 
     /// Kills it, so that all who wait for it go on.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
     }
 
     /// Ends it as an administrator would.
-    pub(super) fn end(mut self) -> Result<()> {
+    pub(crate) fn end(mut self) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
         let Some(status) = wait_until(PATIENCE, || Ok(self.child.try_wait()?))? else {
             bail!("the guard did not end within {} s of SIGTERM; {}", PATIENCE.as_secs(), self.last_words());
