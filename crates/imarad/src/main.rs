@@ -39,8 +39,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use imara_integrity::check::{Mode, Settings};
 use imara_integrity::digest::HashAlgorithm;
+use imara_linux::last_words::MemoryOrEnd;
 
 use crate::config::Config;
+
+#[global_allocator]
+static MEMORY: MemoryOrEnd = MemoryOrEnd;
 
 /// Guards file systems: a file that is not what its label says is not opened.
 #[derive(Debug, Parser)]

@@ -329,6 +329,7 @@ impl Guard {
     fn end(mut self) {
         let _ = self.notifier.send(State::Stopping);
         // First of all: everybody who waits is let go.
+        self.life.lets_go();
         self.group.close();
         self.inodes.forget_all_known();
         let open = self.inodes.good_writers();

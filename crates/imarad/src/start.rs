@@ -25,7 +25,7 @@ use imara_linux::mounts::{self, MountWatch};
 use imara_linux::notice::NoticeGroup;
 use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{self, Hangup, Signals};
-use imara_linux::{limits, mount_point, task};
+use imara_linux::{last_words, limits, mount_point, task};
 
 use crate::closer::{self, Channels, Closer};
 use crate::config::Config;
@@ -60,6 +60,12 @@ const LOCKS: &str = "/run/imara-guarded";
 /// After this a guard has noticed that a file system has gone: it looks once a second.
 const NOTICED: Duration = Duration::from_secs(2);
 
+/// What it means that the kernel does not spare the guard when memory is short, and what helps.
+const SPARED: [&str; 2] = [
+    "the kernel may kill the guard when memory runs out (fix: grant CAP_SYS_RESOURCE, or have systemd set OOMScoreAdjust=)",
+    "the guard may have to wait for its own memory to be read from a disk (fix: grant CAP_IPC_LOCK, or set LimitMEMLOCK=infinity)",
+];
+
 /// A call that failed, and what helps; for `map_err`.
 pub(crate) fn refused<E: Display>(what: impl Display, fix: &str) -> impl FnOnce(E) -> anyhow::Error {
     move |error| anyhow!("{what}: {error} (fix: {fix})")
@@ -68,6 +74,9 @@ pub(crate) fn refused<E: Display>(what: impl Display, fix: &str) -> impl FnOnce(
 /// Starts the guard and serves until it is told to end.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     limits::never_dump_core()?;
+    last_words::end_on_panic();
+    // Before there are threads, whose stacks are large and hardly used.
+    let spared = [limits::be_killed_last().err(), limits::lock_memory().err()];
     let begun = Begun::new(&config)?;
     let sides = Sides::part()?;
     let mounts = open_mounts(&config.mounts)?;
@@ -76,7 +85,14 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let locks = lock_filesystems(&mounts)?;
     let mut guard = guard(&config, begun, sides, &mounts)?;
     guard.filesystems.keep(locks);
-    mark(&guard, &mounts)?;
+    for (error, fix) in spared.into_iter().zip(SPARED) {
+        error.into_iter().for_each(|error| guard.log.say(Level::Warning, format!("imarad: {fix}: {error}")));
+    }
+    if let Err(error) = mark(&guard, &mounts) {
+        // Whoever reads why may be waiting for an answer about a file system that has been marked.
+        guard.group.close();
+        return Err(error);
+    }
     // The descriptors of the mount points would keep them from being unmounted.
     drop(mounts);
     announce(&guard);
@@ -167,12 +183,13 @@ impl Threads {
 
 /// Puts the guard together; nothing is marked yet.
 fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Guard> {
-    let descriptors = limits::raise_open_files()?.unwrap_or(u64::MAX);
+    let descriptors = limits::raise_open_files()?;
     let threads = Threads::start(config, sides, descriptors)?;
     let group = Arc::new(PermissionGroup::open().map_err(refused(
         "cannot ask the kernel for permission events",
         "run as root, with CAP_SYS_ADMIN, on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
     ))?);
+    group.move_up()?;
     let created = NoticeGroup::of_creations()
         .map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
     let changed = NoticeGroup::of_attributes()

@@ -34,6 +34,7 @@ pub(crate) struct Life {
     beats: AtomicU64,
     ending: AtomicBool,
     given_up: AtomicBool,
+    letting_go: AtomicBool,
 }
 
 impl Life {
@@ -45,6 +46,11 @@ impl Life {
     /// Whether it shall end.
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
+    }
+
+    /// The dispatcher is about to let everybody go: then nobody waits for it any more, however long it takes to tidy up.
+    pub(crate) fn lets_go(&self) {
+        self.letting_go.store(true, Ordering::Release);
     }
 
     /// Whether the watchman has let everybody go.
@@ -78,6 +84,9 @@ impl Watchman {
         let mut deadline: Option<Instant> = None;
         loop {
             let now = Instant::now();
+            if self.life.letting_go.load(Ordering::Acquire) {
+                return self.wait_for_the_end();
+            }
             let beats = self.life.beats.load(Ordering::Relaxed);
             silent = if beats == heard { silent + 1 } else { 0 };
             heard = beats;
@@ -100,6 +109,16 @@ impl Watchman {
                 }
             }
         }
+    }
+
+    /// Nobody waits any more, unless the dispatcher was stopped in the middle of it; but what is tidied up may hang.
+    fn wait_for_the_end(&self) {
+        std::thread::sleep(LOOK * LAST_LOOKS);
+        self.group.close();
+        std::thread::sleep(LAST_WORDS);
+        self.log.say(Level::Warning, "imarad: not everything could be tidied up in time".into());
+        self.log.flush(LOOK);
+        std::process::exit(0);
     }
 
     fn let_all_go(&self, why: &str) {

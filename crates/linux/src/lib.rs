@@ -12,6 +12,7 @@ pub mod fanotify;
 pub mod file;
 pub mod handle;
 pub mod hash;
+pub mod last_words;
 pub mod lease;
 pub mod limits;
 pub mod lock;

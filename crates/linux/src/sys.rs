@@ -3,6 +3,7 @@
 //! Every function here is safe to call with any arguments its types admit.
 #![allow(unsafe_code, reason = "the one room where system calls without a safe wrapper are made")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,6 +30,11 @@ impl FanotifyFd {
         // SAFETY: plain integers in; a non-negative result is a new descriptor that nobody else owns.
         let fd = unsafe { checked(libc::fanotify_init(flags, event_flags)).map(|fd| OwnedFd::from_raw_fd(fd))? };
         Ok(Self(fd))
+    }
+
+    /// The same group under the lowest free number from `minimum` on.
+    pub(crate) fn renumbered(&self, minimum: RawFd) -> io::Result<Self> {
+        Ok(Self(rustix::io::fcntl_dupfd_cloexec(&self.0, minimum)?))
     }
 
     /// `fanotify_mark(2)` on the object that `target` itself refers to.
@@ -387,4 +393,42 @@ pub(crate) fn killed_with_us(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec the closure makes two system calls and builds an error from a number; it allocates
     // nothing, takes no lock, and touches no memory but a copied integer.
     unsafe { command.pre_exec(in_child) }
+}
+
+/// Memory as the C library gives it, but whoever gets none ends the process at once, and says so only if nobody has to be
+/// waited for.
+///
+/// Rust's own way is to say so in any case, and the one who reads it may be waiting for this process.
+#[derive(Debug)]
+pub struct MemoryOrEnd;
+
+fn given(memory: *mut u8) -> *mut u8 {
+    if memory.is_null() {
+        crate::last_words::die("imarad: memory ran out: everybody is let through, and nothing is guarded any more");
+    }
+    memory
+}
+
+// NEEDED: there is no stable way to be told that memory ran out.
+// SAFETY: each call goes to the allocator of the standard library as it came, and what that gives is given on.
+unsafe impl GlobalAlloc for MemoryOrEnd {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: see above.
+        given(unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: see above.
+        given(unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: see above.
+        given(unsafe { System.realloc(memory, layout, size) })
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: see above.
+        unsafe { System.dealloc(memory, layout) }
+    }
 }

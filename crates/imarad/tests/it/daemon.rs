@@ -202,6 +202,11 @@ impl Daemon {
         done
     }
 
+    /// From now on its log has no reader.
+    pub(crate) fn leave_log(&mut self) {
+        self.unread = None;
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use crate::image::{Image, cycle, ext4};
 use crate::waiting::Frozen;
 
 /// A process that has something in hand as long as it lives.
-struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
     /// Runs a Perl script that says `held` when it is so far.
-    fn perl(script: &str, argument: &str) -> io::Result<Self> {
+    pub(crate) fn perl(script: &str, argument: &str) -> io::Result<Self> {
         let script = format!("$| = 1; {script}; print \"held\\n\"; sleep 1000;");
         let mut perl = Command::new("perl");
         let mut child = perl.args(["-e", &script, argument]).stdout(Stdio::piped()).spawn()?;
@@ -31,8 +31,13 @@ impl Holder {
         if line == "held\n" { Ok(holder) } else { Err(io::Error::other("it could not be held")) }
     }
 
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.0.wait().unwrap()
+    }
+
     /// Stops the dispatcher of a daemon, and no other thread of it.
-    fn of_dispatcher(daemon: &Daemon) -> io::Result<Self> {
+    pub(crate) fn of_dispatcher(daemon: &Daemon) -> io::Result<Self> {
         // ptrace(2) is call 101 on x86-64; PTRACE_SEIZE is 0x4206, PTRACE_INTERRUPT 0x4207. __WALL is 0x40000000.
         let script = "my $t = shift; for my $r (0x4206, 0x4207) { syscall(101, $r, $t + 0, 0, 0) == 0 or die $! } \
                       waitpid($t, 0x40000000)";

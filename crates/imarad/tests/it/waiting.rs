@@ -231,6 +231,37 @@ fn sigkill_frees_everybody_although_threads_of_the_guard_cannot_be_killed() {
 }
 
 #[test]
+fn sigkill_frees_whoever_waits_for_a_file_that_is_watched_for_changes() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ext4();
+    let path = scratch.path().join("file");
+    files::make(&path, b"content");
+    let mut daemon = Daemon::start("enforce", &[scratch.path()]);
+    // From now on the guard is told of its changes, in a group of notices. While somebody waits for an answer about such a
+    // file, the kernel does not end that group: it waits for him. So the one that he waits for has to end before.
+    files::read(&path).unwrap();
+    eventually(|| (daemon.status()["remembered"]["recall"] == 1).then_some(())).unwrap();
+    let mut opener = None;
+    daemon.stopped(|| {
+        opener = Some(Command::new("cat").arg(&path).stdout(Stdio::null()).spawn().unwrap());
+        let id = opener.as_ref().unwrap().id();
+        let waits = || {
+            let wchan = fs::read_to_string(format!("/proc/{id}/wchan")).unwrap();
+            wchan.contains("fanotify").then_some(())
+        };
+        eventually(waits).expect("he waits for the guard");
+        daemon.signal(Signal::KILL);
+    });
+    let mut opener = opener.unwrap();
+    let ended = eventually(|| opener.try_wait().unwrap());
+    // If he still waits, the guard cannot go before he has.
+    drop(opener.kill());
+    drop(opener.wait());
+    assert!(daemon.wait().is_some());
+    assert_eq!(ended.and_then(|status| status.code()), Some(0), "he was let in");
+}
+
+#[test]
 fn what_is_being_read_while_the_guard_ends_goes_on() {
     let Some(_) = testing::root() else { return };
     let scratch = ext4();
