@@ -9,6 +9,7 @@
 mod client;
 mod completions;
 mod content;
+mod coverage;
 mod guard;
 mod inspect;
 mod label;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use crate::client::RunDir;
-use crate::{Ended, screen};
+use crate::{Ended, coverage, screen};
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 all that was named at the start is guarded; 1 a file system has gone and is no longer guarded; 2 no guard
@@ -18,12 +18,28 @@ pub(crate) struct Arguments {
     /// Print the guard's answer as it is: one JSON object
     #[arg(long)]
     json: bool,
+    /// Tell which ways to a file are seen on this host, and which are not
+    #[arg(long)]
+    coverage: bool,
     #[command(flatten)]
     guard: RunDir,
 }
 
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// For people.
+    Text,
+    /// As the guard gave it.
+    Json,
+}
+
 /// Asks and prints.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
+    if arguments.coverage {
+        let form = if arguments.json { Form::Json } else { Form::Text };
+        return coverage::run(&arguments.guard, form);
+    }
     let status = arguments.guard.ask(&json!({ "command": "status" }))?;
     if arguments.json {
         screen::print_json(&status)?;

@@ -14,6 +14,7 @@ use imara_linux::epoll::{Epoll, Interest, Ready, Waker};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::coverage;
 use crate::log::{Level, Log};
 use crate::serve::{Command, Ordered};
 
@@ -31,6 +32,7 @@ const CLIENTS: usize = 16;
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 enum Request {
     Status,
+    Coverage,
     Mode { mode: String },
     Release,
 }
@@ -101,7 +103,8 @@ fn run(listener: &Listener, orders: &Orders) -> anyhow::Result<()> {
     }
 }
 
-/// Serves a client in a thread of its own. That opens no file, so it is none of those whose opens are let through.
+/// Serves a client in a thread of its own. That opens no file but in `/proc`, so it is none of those whose opens are let
+/// through.
 fn admit(mut connection: Connection, orders: &Orders, served: &Arc<AtomicUsize>) {
     let Some(place) = Place::take(served) else {
         // Fits into the socket's buffer, so nobody is waited for.
@@ -124,7 +127,8 @@ fn busy(why: &str) -> Value {
 fn converse(connection: &mut Connection, orders: &Orders) -> anyhow::Result<()> {
     while let Some(line) = connection.receive()? {
         let answer = match parse(&line) {
-            Ok(command) => orders.give(command),
+            Ok(Some(command)) => orders.give(command),
+            Ok(None) => coverage::answer(),
             Err(error) => json!({ "ok": false, "error": error }),
         };
         connection.send(answer.to_string().as_bytes())?;
@@ -132,13 +136,17 @@ fn converse(connection: &mut Connection, orders: &Orders) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn parse(line: &[u8]) -> Result<Command, String> {
-    let expected =
-        "expected {\"command\": \"status\"}, {\"command\": \"mode\", \"mode\": …} or {\"command\": \"release\"}";
+/// What the dispatcher is asked; nothing, if the answer takes no dispatcher.
+fn parse(line: &[u8]) -> Result<Option<Command>, String> {
+    let expected = "expected {\"command\": \"status\"}, {\"command\": \"coverage\"}, {\"command\": \"mode\", \"mode\": …} or \
+                    {\"command\": \"release\"}";
     match serde_json::from_slice(line).map_err(|error| format!("{error} ({expected})"))? {
-        Request::Status => Ok(Command::Status),
-        Request::Mode { mode } => mode.parse().map(Command::Mode).map_err(|error| format!("{error}")),
-        Request::Release => Ok(Command::Release),
+        Request::Status => Ok(Some(Command::Status)),
+        Request::Coverage => Ok(None),
+        Request::Mode { mode } => {
+            mode.parse().map(|mode| Some(Command::Mode(mode))).map_err(|error| format!("{error}"))
+        }
+        Request::Release => Ok(Some(Command::Release)),
     }
 }
 
@@ -174,12 +182,13 @@ mod tests {
 
     #[test]
     fn commands_are_understood_and_others_refused_with_what_was_expected() {
-        assert!(matches!(parse(br#"{"command":"status"}"#), Ok(Command::Status)));
+        assert!(matches!(parse(br#"{"command":"status"}"#), Ok(Some(Command::Status))));
         assert!(matches!(
             parse(br#"{"command":"mode","mode":"log"}"#),
-            Ok(Command::Mode(imara_integrity::check::Mode::Log))
+            Ok(Some(Command::Mode(imara_integrity::check::Mode::Log)))
         ));
-        assert!(matches!(parse(br#"{"command":"release"}"#), Ok(Command::Release)));
+        assert!(matches!(parse(br#"{"command":"release"}"#), Ok(Some(Command::Release))));
+        assert!(matches!(parse(br#"{"command":"coverage"}"#), Ok(None)));
         for (line, word) in [
             (&br#"{"command":"mode","mode":"permissive"}"#[..], "permissive"),
             (br#"{"command":"stop"}"#, "status"),

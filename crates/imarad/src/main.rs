@@ -10,6 +10,7 @@ mod closer;
 mod config;
 mod consider;
 mod control;
+mod coverage;
 mod created;
 mod failure;
 mod filesystems;

@@ -2,9 +2,10 @@
 
 use imara_integrity::check::Mode;
 
+use crate::coverage;
 use crate::log::Level;
 use crate::serve::{Command, Guard};
-use crate::status::{Mount, NOT_SEEN, Remembered, Status};
+use crate::status::{Mount, Remembered, Status};
 
 impl Guard {
     /// Obeys, and says how that went.
@@ -73,7 +74,7 @@ impl Guard {
             counters: map(&mut counters.into_iter()),
             failures: map(&mut self.counters.failures()),
             remembered: Remembered { known, written, busy, recall: self.recall.len() },
-            not_seen: NOT_SEEN,
+            not_seen: coverage::not_seen(),
         }
     }
 }

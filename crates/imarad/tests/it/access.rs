@@ -102,7 +102,7 @@ fn a_good_script_with_a_bad_interpreter_is_not_executed() {
 }
 
 /// A copy of a program of the host whose dynamic loader is `./ld.so`, and the path of the loader that it had.
-fn with_loader_of_its_own(program: &Path) -> (Vec<u8>, PathBuf) {
+pub(crate) fn with_loader_of_its_own(program: &Path) -> (Vec<u8>, PathBuf) {
     let mut elf = fs::read(program).unwrap();
     assert_eq!(elf[..6], *b"\x7fELF\x02\x01", "64 bits, least significant byte first");
     let number = |elf: &[u8], at: usize, length: usize| {

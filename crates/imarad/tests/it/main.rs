@@ -10,6 +10,9 @@
 )]
 
 mod access;
+mod around;
+mod changing;
+mod coverage;
 mod crash;
 mod daemon;
 mod dispatcher;
@@ -19,8 +22,11 @@ mod files;
 mod hardening;
 mod image;
 mod leases;
+mod leaving;
 mod matrix;
+mod namespaces;
 mod operation;
+mod overlay;
 mod patterns;
 mod replay;
 mod second;
@@ -29,5 +35,7 @@ mod starting;
 mod steps;
 mod stress;
 mod tampering;
+mod unseen;
+mod uring;
 mod waiting;
 mod writes;
