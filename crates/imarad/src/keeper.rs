@@ -5,9 +5,10 @@
 //! everybody who guards this file system, us included: our own dispatcher has been told not to be asked for this mount,
 //! but another program's may take its time. So it is done here, where nobody waits.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use imara_linux::epoll::Waker;
 use imara_linux::private_mount;
@@ -15,7 +16,8 @@ use imara_linux::private_mount;
 use crate::closer::LateFd;
 use crate::key::Key;
 
-/// Files that wait for the thread at most; each is a descriptor.
+/// Files that the thread is asked for at once at most; each is one more descriptor through the public mount. The others
+/// wait as names only.
 const WAITING: usize = 128;
 
 /// A file to be opened again.
@@ -29,14 +31,18 @@ struct Request {
 /// The thread, seen from the dispatcher.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    requests: SyncSender<Request>,
-    opened: Receiver<(Key, OwnedFd)>,
+    requests: Sender<Request>,
+    opened: Receiver<(Key, Option<OwnedFd>)>,
+    /// How many it has been asked for that have not come back.
+    asked: usize,
+    /// Files that nobody could be asked for yet.
+    postponed: VecDeque<Key>,
 }
 
 impl Keeper {
     /// Starts the thread, which calls `wake` after each file.
     pub(crate) fn start(wake: &Arc<Waker>, started: &Sender<i32>) -> std::io::Result<Self> {
-        let (requests, queue) = sync_channel::<Request>(WAITING);
+        let (requests, queue) = channel::<Request>();
         let (out, opened) = channel();
         let (wake, started) = (Arc::clone(wake), started.clone());
         std::thread::Builder::new().name("keeper".into()).spawn(move || {
@@ -46,22 +52,41 @@ impl Keeper {
                 let own = private_mount::reopen(mount.as_fd(), file.as_fd());
                 // Both keep something busy; the dispatcher may be waiting for them to go.
                 drop((file, mount));
-                if own.is_ok_and(|own| out.send((key, own)).is_err()) {
+                if out.send((key, own.ok())).is_err() {
                     return;
                 }
                 let _ = wake.wake();
             }
         })?;
-        Ok(Self { requests, opened })
+        Ok(Self { requests, opened, asked: 0, postponed: VecDeque::new() })
     }
 
-    /// Asks for a file to be opened again. Never waits: if too many wait already, the file stays as it is.
-    pub(crate) fn ask(&self, key: Key, file: LateFd, mount: Arc<LateFd>) {
-        let _ = self.requests.try_send(Request { key, file, mount });
+    /// Whether the thread takes another file now.
+    pub(crate) const fn has_room(&self) -> bool {
+        self.asked < WAITING
     }
 
-    /// A file that has been opened, if any.
-    pub(crate) fn opened(&self) -> Option<(Key, OwnedFd)> {
-        self.opened.try_recv().ok()
+    /// Asks for a file to be opened again. Never waits.
+    pub(crate) fn ask(&mut self, key: Key, file: LateFd, mount: Arc<LateFd>) {
+        if self.requests.send(Request { key, file, mount }).is_ok() {
+            self.asked += 1;
+        }
+    }
+
+    /// Notes that a file is to be asked for when there is room.
+    pub(crate) fn postpone(&mut self, key: Key) {
+        self.postponed.push_back(key);
+    }
+
+    /// A file that was postponed and can be asked for now, if any.
+    pub(crate) fn next(&mut self) -> Option<Key> {
+        if self.has_room() { self.postponed.pop_front() } else { None }
+    }
+
+    /// A file that the thread has come back with, if any; without a descriptor if it could not be opened.
+    pub(crate) fn opened(&mut self) -> Option<(Key, Option<OwnedFd>)> {
+        let opened = self.opened.try_recv().ok()?;
+        self.asked = self.asked.saturating_sub(1);
+        Some(opened)
     }
 }

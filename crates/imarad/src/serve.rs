@@ -254,8 +254,11 @@ impl Guard {
             self.reported(report);
         }
         while let Some((key, file)) = self.keeper.opened() {
-            self.kept(key, self.closer.late(file, false));
+            if let Some(file) = file {
+                self.kept(key, self.closer.late(file, false));
+            }
         }
+        self.keep_more();
         while let Some((purpose, found)) = self.revisit.found() {
             for file in found {
                 self.revisited(purpose, self.closer.late(file, false));

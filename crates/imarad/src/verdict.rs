@@ -186,15 +186,32 @@ impl Guard {
 
     /// Remembers a digest, as long as its lease is held.
     pub(crate) fn know(&mut self, key: Key, known: Known) {
-        if let (Some(mount), Ok(copy)) =
-            (self.filesystems.private(key.device()), known.file.as_fd().try_clone_to_owned())
-        {
-            self.keeper.ask(key, self.closer.late(copy, false), mount);
-        }
+        self.keep(key, known.file.as_fd());
         while let Some((oldest, surplus)) = self.inodes.take_surplus() {
             self.retire(oldest, surplus);
         }
         self.inodes.know(key, known);
+    }
+
+    /// Has a remembered file opened through our own mount, now or when there is room for that.
+    fn keep(&mut self, key: Key, file: BorrowedFd<'_>) {
+        let Some(mount) = self.filesystems.private(key.device()) else { return };
+        if !self.keeper.has_room() {
+            self.keeper.postpone(key);
+        } else if let Ok(copy) = file.try_clone_to_owned() {
+            self.keeper.ask(key, self.closer.late(copy, false), mount);
+        }
+    }
+
+    /// There may be room again for files that had to wait.
+    pub(crate) fn keep_more(&mut self) {
+        while let Some(key) = self.keeper.next() {
+            let copy = self.inodes.known_mut(&key).and_then(|known| known.file.as_fd().try_clone_to_owned().ok());
+            if let Some(copy) = copy {
+                self.keep(key, copy.as_fd());
+                drop(self.closer.late(copy, false));
+            }
+        }
     }
 
     /// A remembered file is open through our own mount as well: the lease moves there.

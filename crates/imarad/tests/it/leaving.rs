@@ -37,7 +37,7 @@ fn what_was_opened_a_moment_ago_keeps_no_file_system_mounted() {
     let Some(_) = testing::root() else { return };
     for kind in FsKind::ALL {
         let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
-        let paths: Vec<_> = (0..20).map(|number| scratch.path().join(format!("{number}"))).collect();
+        let paths: Vec<_> = (0..600).map(|number| scratch.path().join(format!("{number}"))).collect();
         paths.iter().for_each(|path| files::make(path, b"content"));
         let daemon = Daemon::start("enforce", &[scratch.path()]);
         let table = Table::of(&daemon);
