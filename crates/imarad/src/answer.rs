@@ -7,6 +7,7 @@
 //! 3. a question that gets lost denies by itself.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use imara_integrity::appraise::Cause;
 use imara_integrity::audit::{Action, Asker, Operation};
@@ -15,18 +16,41 @@ use imara_integrity::event::{Hook, Mask};
 use imara_integrity::policy::Decision;
 use imara_linux::fanotify::{Answered, Pending};
 use imara_linux::file::{self, FileFacts};
-use imara_linux::handle::short_handle;
-use imara_linux::{open_call, task};
+use imara_linux::lease::{self, Taken};
+use imara_linux::open_call::{self, OpenCall};
+use imara_linux::task;
 
 use crate::ask::Ask;
 use crate::closer::LateFd;
 use crate::failure::{Answer, Failure};
+use crate::key::Key;
 use crate::serve::Guard;
+
+/// All ways of opening a file without executing it: for that the system calls are known.
+const ANY: &[Mask] = &[
+    Mask::READ,
+    Mask::WRITE,
+    Mask::READ.union(Mask::WRITE),
+    Mask::WRITE.union(Mask::APPEND),
+    Mask::READ.union(Mask::WRITE).union(Mask::APPEND),
+];
+
+/// How often an asker who does not sleep yet is looked at at once.
+const YIELDS: u8 = 4;
+
+/// How long he is left alone then, and how often: in all, longer than he can be kept from a processor.
+const SLEEP: Duration = Duration::from_millis(1);
+const SLEEPY: u16 = 5000;
 
 impl Guard {
     /// Takes a question in.
     pub(crate) fn asked(&mut self, pending: Pending) {
         self.counters.asked += 1;
+        self.ask(pending, SLEEPY);
+    }
+
+    /// Takes a question in whose asker may be looked at so many times until he sleeps.
+    fn ask(&mut self, pending: Pending, patience: u16) {
         if self.own_threads.contains(&pending.tid()) {
             return self.let_pass(pending, Pass::ourselves());
         }
@@ -40,7 +64,12 @@ impl Guard {
         if !facts.is_regular() {
             return self.let_pass(pending, Pass::not_a_regular_file());
         }
-        let decision = match self.decide(&pending, &facts) {
+        let masks = match self.masks_of(&pending) {
+            Some(masks) => masks,
+            None if patience > 0 => return self.awake.push_back((Instant::now() + SLEEP, pending, patience - 1)),
+            None => ANY,
+        };
+        let decision = match self.decide(&pending, masks, &facts) {
             Ok(decision) => decision,
             Err(why) => {
                 let ask = Ask::new(pending, facts, Decision::default());
@@ -49,10 +78,12 @@ impl Guard {
         };
         match check::plan(&decision, self.settings) {
             Plan::Allow(pass) => {
-                if let Some(handle) = short_handle(pending.file()) {
+                let key = Key::of(pending.file(), &facts);
+                if let Some(handle) = key.handle() {
                     // If he writes, nobody vouches for that.
                     self.recall.forget_handle(handle);
                 }
+                self.writes_unasked(&key, &pending);
                 let file = self.passed(pending, pass);
                 self.ignore_unasked(file.as_fd(), &facts);
             }
@@ -65,30 +96,70 @@ impl Guard {
     /// Who asks is read only if a rule wants to know. How the file is opened is known to fanotify only as far as
     /// 'executed or not'; if a rule wants to know more, the system call itself is looked at, and if that does not tell,
     /// the strictest answer over all ways of opening is taken.
-    fn decide(&mut self, pending: &Pending, facts: &FileFacts) -> Result<Decision, String> {
+    fn decide(&mut self, pending: &Pending, masks: &[Mask], facts: &FileFacts) -> Result<Decision, String> {
         let subject = if self.policy.depends_on_subject() {
             Some(task::credentials(pending.tid()).map_err(|error| error.to_string())?)
         } else {
             None
         };
         let hook = if pending.exec() { Hook::BprmCheck } else { Hook::FileCheck };
-        let masks: &[Mask] = if pending.exec() {
-            &[Mask::EXEC]
-        } else if self.policy.depends_on_mask() {
-            self.masks_of(pending.tid())
-        } else {
-            &[Mask::READ]
-        };
         Ok(self.filesystems.decide(&self.policy, hook, masks, subject, facts))
     }
 
-    fn masks_of(&self, tid: i32) -> &'static [Mask] {
-        const READ_WRITE: Mask = Mask::READ.union(Mask::WRITE);
-        const ANY: &[Mask] =
-            &[Mask::READ, Mask::WRITE, READ_WRITE, Mask::WRITE.union(Mask::APPEND), READ_WRITE.union(Mask::APPEND)];
-        // Not to execute it: the system calls for that are known.
-        let Ok(Some(call)) = open_call::open_call(tid) else { return ANY };
-        crate::filesystems::masks(call).unwrap_or(ANY)
+    /// How the file may be being opened, as far as the policy wants to know; absent if that will be known in a moment.
+    fn masks_of(&self, pending: &Pending) -> Option<&'static [Mask]> {
+        if pending.exec() {
+            return Some(&[Mask::EXEC]);
+        }
+        if !self.policy.depends_on_mask() {
+            return Some(&[Mask::READ]);
+        }
+        for _ in 0..YIELDS {
+            match open_call::open_call(pending.tid()) {
+                // He is on another processor, or waits for this one.
+                Ok(Some(OpenCall::NotYet)) => std::thread::yield_now(),
+                Ok(Some(call)) => return Some(crate::filesystems::masks(call).unwrap_or(ANY)),
+                Ok(None) | Err(_) => return Some(ANY),
+            }
+        }
+        None
+    }
+
+    /// Looks again at those who were not asleep.
+    pub(crate) fn look_who_sleeps(&mut self, now: Instant) {
+        while self.awake.front().is_some_and(|(due, ..)| *due <= now) {
+            if let Some((_, pending, patience)) = self.awake.pop_front() {
+                self.ask(pending, patience);
+            }
+        }
+    }
+
+    /// Somebody whom no rule asks about opens a file of which others found that it is good, and write to it: if he may
+    /// write too, they do not vouch for what is in it afterwards.
+    fn writes_unasked(&mut self, key: &Key, pending: &Pending) {
+        if !self.inodes.is_written_or_busy(key) || Self::may_write(pending) == Some(false) {
+            return;
+        }
+        match lease::take(pending.file(), self.leases.signal()) {
+            Ok(Taken::Held) => drop(lease::release(pending.file())),
+            Ok(Taken::Writer) | Err(_) => self.inodes.disown(key),
+        }
+    }
+
+    /// Whether somebody who asks may be opening the file for writing, where that can be seen.
+    pub(crate) fn may_write(pending: &Pending) -> Option<bool> {
+        if pending.exec() {
+            return Some(false);
+        }
+        for _ in 0..YIELDS {
+            match open_call::open_call(pending.tid()) {
+                Ok(Some(OpenCall::NotYet)) => std::thread::yield_now(),
+                Ok(Some(OpenCall::Flags(flags))) => return Some(flags.writes() || flags.truncates()),
+                Ok(Some(OpenCall::Exec)) => return Some(false),
+                Ok(Some(OpenCall::How) | None) | Err(_) => return None,
+            }
+        }
+        None
     }
 
     /// Lets somebody pass without having judged.

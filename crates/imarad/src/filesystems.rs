@@ -10,7 +10,7 @@ use anyhow::bail;
 use imara_integrity::event::{Event, FileSystem, Gid, Hook, Mask, Object, Subject, Uid};
 use imara_integrity::policy::{Decision, Foreseen, Policy, Writers};
 use imara_linux::fanotify::{FsMask, PermissionGroup};
-use imara_linux::file::FileFacts;
+use imara_linux::file::{FileFacts, Times};
 use imara_linux::handle::file_handle;
 use imara_linux::lease;
 use imara_linux::lock::Lock;
@@ -53,6 +53,7 @@ pub(crate) struct Guarded {
     private: Option<Arc<LateFd>>,
     /// As notices name it.
     fsid: Option<[i32; 2]>,
+    times: Times,
     /// When it was last seen to be slow.
     slow: Option<Instant>,
 }
@@ -100,6 +101,7 @@ impl FileSystems {
             marked: true,
             private: None,
             fsid: file_handle(mount.as_fd()).ok().map(|handle| handle.fsid()),
+            times: imara_linux::file::times_of(mount.as_fd()),
             slow: None,
         });
         Ok(())
@@ -145,6 +147,11 @@ impl FileSystems {
     pub(crate) fn shows_changes(&self, device: (u32, u32)) -> bool {
         let name = self.by_device(device).map(|fs| fs.facts.name.as_str());
         name.is_some_and(|name| name != "tmpfs" && SELF_CONTAINED.contains(&name))
+    }
+
+    /// What the times of change on it are worth.
+    pub(crate) fn times(&self, device: (u32, u32)) -> Times {
+        self.by_device(device).map_or(Times::Coarse, |fs| fs.times)
     }
 
     /// What rules can ask of such a file, whoever opens it.
@@ -280,7 +287,7 @@ pub(crate) fn masks(call: OpenCall) -> Option<&'static [Mask]> {
     let OpenCall::Flags(flags) = call else {
         return match call {
             OpenCall::Exec => Some(&[Mask::EXEC]),
-            OpenCall::Flags(_) | OpenCall::How => None,
+            OpenCall::Flags(_) | OpenCall::How | OpenCall::NotYet => None,
         };
     };
     let writes = flags.writes() || flags.truncates();

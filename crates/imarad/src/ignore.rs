@@ -38,6 +38,9 @@ const LATELY: Duration = Duration::from_secs(300);
 /// Reads at once at most; one gives some 300 notices.
 const READS: usize = 8;
 
+/// The same, where all must be heard.
+const ALL_READS: usize = 256;
+
 /// What we hear of, and what may have to be taken back for it.
 #[derive(Debug)]
 pub(crate) struct Ignoring {
@@ -120,6 +123,11 @@ impl Guard {
             known.file.heed();
             return self.cannot_ignore(&error);
         }
+        // Whoever cuts it by open(O_RDONLY|O_TRUNC) breaks no lease and asks nobody, but this is told.
+        if let Err(error) = self.ignoring.notices.watch_inode(known.file.as_fd()) {
+            known.file.heed();
+            return self.cannot_ignore(&error);
+        }
         self.ignoring.known += 1;
         // A change from before the mark was there is not noticed, or too early.
         if !file::facts(known.file.as_fd()).is_ok_and(|now| known.sighting.holds(&now)) {
@@ -179,9 +187,18 @@ impl Guard {
         }
     }
 
-    /// Hears which files' attributes have changed, and has the kernel ask about them again.
+    /// Hears which files have changed, and has the kernel ask about them again.
     pub(crate) fn hear_of_changes(&mut self) {
-        for _ in 0..READS {
+        self.hear(READS);
+    }
+
+    /// Hears all notices that are in the queue, unless they come faster than they can be heard.
+    pub(crate) fn hear_all_changes(&mut self) {
+        self.hear(ALL_READS);
+    }
+
+    fn hear(&mut self, reads: usize) {
+        for _ in 0..reads {
             let Ok(notices) = self.ignoring.notices.read(&mut self.ignoring.buffer) else { return };
             let notices: Vec<_> = notices.collect();
             if notices.is_empty() {
@@ -191,8 +208,8 @@ impl Guard {
                 match notice {
                     Ok(Notice::Changed { file, attributes, content }) => {
                         // Whoever changes both may have become the owner before he changed the content.
-                        if content && !attributes && file.short().is_some_and(|short| self.modified(short)) {
-                            self.revisit(file, Purpose::Renew);
+                        if content && !attributes {
+                            self.content_changed(&file);
                         }
                         self.changed(&file);
                     }
@@ -200,6 +217,14 @@ impl Guard {
                 }
             }
         }
+    }
+
+    fn content_changed(&mut self, file: &FileHandle) {
+        let Some(short) = file.short() else { return };
+        if self.modified(short) {
+            self.revisit(*file, Purpose::Renew);
+        }
+        self.inodes.known_by_handle(&short).into_iter().for_each(|key| self.cut(key));
     }
 
     fn changed(&mut self, handle: &FileHandle) {

@@ -147,6 +147,8 @@ pub(crate) struct Busy {
     pub(crate) stalled: Option<Failure>,
     /// What was known of the writers before, for renewals.
     pub(crate) complained: bool,
+    /// Whether somebody was let in meanwhile who may write, and whom no rule asks about.
+    pub(crate) disowned: bool,
 }
 
 /// All that is remembered.
@@ -315,6 +317,21 @@ impl Inodes {
 
     pub(crate) fn written_mut(&mut self, key: &Key) -> Option<&mut Written> {
         self.written.get_mut(key)
+    }
+
+    /// Whether somebody has it open for writing, or a worker has it in hand.
+    pub(crate) fn is_written_or_busy(&self, key: &Key) -> bool {
+        self.written.contains_key(key) || self.busy.contains_key(key)
+    }
+
+    /// Somebody may be writing to it of whom nobody knows whether his changes are to be followed.
+    pub(crate) fn disown(&mut self, key: &Key) {
+        if let Some(written) = self.written.get_mut(key) {
+            written.writable.good = false;
+        }
+        if let Some(busy) = self.busy.get_mut(key) {
+            busy.disowned = true;
+        }
     }
 
     pub(crate) fn write(&mut self, key: Key, written: Written) {

@@ -51,10 +51,11 @@ impl Guard {
             seen: (0, Instant::now()),
             stalled: None,
             complained: false,
+            disowned: false,
         };
-        let file = busy.job.as_raw_fd();
+        let (file, times) = (busy.job.as_raw_fd(), self.filesystems.times(key.device()));
         self.inodes.occupy(key, busy);
-        self.pool.submit(Job { key, serial: self.serial, owner, file_system, size, file, work, progress });
+        self.pool.submit(Job { key, serial: self.serial, owner, file_system, size, times, file, work, progress });
     }
 
     /// A worker is done.
@@ -65,6 +66,9 @@ impl Guard {
         // A lease that was being broken for so long may have been taken from us, and the content with it.
         let trusted = busy.broken.is_none_or(|since| since.elapsed() < self.break_time);
         self.done(key, &mut busy, done, trusted);
+        if busy.disowned {
+            self.inodes.disown(&key);
+        }
         if let Some(file) = busy.closed.take() {
             self.closed(file);
         }

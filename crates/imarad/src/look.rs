@@ -11,7 +11,7 @@ use imara_integrity::collect::Collect;
 use imara_integrity::digest::{Digest, HashAlgorithm};
 use imara_integrity::label;
 use imara_integrity::policy::Decision;
-use imara_linux::file::{self, FileFacts, Time};
+use imara_linux::file::{self, FileFacts, Time, Times};
 use imara_linux::xattr;
 
 use crate::ask::Ask;
@@ -40,7 +40,13 @@ pub(crate) struct Sighting {
 
 impl Sighting {
     /// Must be made of facts that were read *before* what it stands for.
-    pub(crate) fn of(facts: &FileFacts) -> Self {
+    ///
+    /// Where times are fine, that they were read sees to it that the next change bears another one, whenever it comes. (Such
+    /// an inode is held in memory, by a descriptor or by luck: see [`crate::recall`].)
+    pub(crate) fn of(facts: &FileFacts, times: Times) -> Self {
+        if times == Times::Fine {
+            return Self { changed: facts.changed, size: facts.size, settled: true };
+        }
         let age = nanoseconds(file::clock()) - nanoseconds(facts.changed);
         // A file system that keeps whole seconds shows the one that had begun.
         let grain = if facts.changed.nanoseconds == 0 { SECOND + GRAIN } else { GRAIN };
@@ -167,7 +173,7 @@ impl Guard {
             None if size > INLINE || (size == 0 && !self.created.may_come(&ask.facts)) => return None,
             None => Some(self.hasher.load(ask.file(), size)?),
         };
-        let sighting = Sighting::of(&ask.facts);
+        let sighting = Sighting::of(&ask.facts, self.filesystems.times(ask.facts.device));
         let label = Label::from(xattr::read_label(ask.file(), xattr::IMA, &mut self.label));
         if now.elapsed() > SLOW {
             self.filesystems.was_slow(ask.facts.device, now);
@@ -193,18 +199,19 @@ mod tests {
         let file = std::fs::File::open("/proc/self/exe").unwrap();
         let mut facts = file::facts(std::os::fd::AsFd::as_fd(&file)).unwrap();
         facts.changed = file::clock();
-        let fresh = Sighting::of(&facts);
+        let fresh = Sighting::of(&facts, Times::Coarse);
         assert!(!fresh.holds(&facts) && fresh.looks_like(&facts));
+        assert!(Sighting::of(&facts, Times::Fine).holds(&facts), "the next change bears another time");
         facts.changed = Time { nanoseconds: 0, ..facts.changed };
-        assert!(!Sighting::of(&facts).holds(&facts), "whole seconds");
+        assert!(!Sighting::of(&facts, Times::Coarse).holds(&facts), "whole seconds");
         facts.changed.seconds -= 2;
-        let old = Sighting::of(&facts);
+        let old = Sighting::of(&facts, Times::Coarse);
         assert!(old.holds(&facts));
         let changed = FileFacts { changed: file::clock(), ..facts };
         assert!(!old.holds(&changed) && !old.looks_like(&changed));
         facts.size += 1;
         assert!(!old.holds(&facts));
         facts.changed.seconds += 3600;
-        assert!(!Sighting::of(&facts).holds(&facts), "from the future");
+        assert!(!Sighting::of(&facts, Times::Coarse).holds(&facts), "from the future");
     }
 }

@@ -18,8 +18,8 @@ use imara_integrity::event::Uid;
 use imara_integrity::label;
 use imara_linux::apart::{Apart, Home};
 use imara_linux::epoll::Waker;
-use imara_linux::file;
-use imara_linux::hash::FileHasher;
+use imara_linux::file::{self, Times};
+use imara_linux::hash::{FileHasher, HashError};
 use imara_linux::xattr;
 
 use crate::key::Key;
@@ -42,6 +42,9 @@ const LARGE: u64 = 1 << 20;
 const PER_OWNER: usize = 32;
 
 const ROOT: Uid = Uid(0);
+
+/// How often a file is read that is cut meanwhile.
+const TRIES: u8 = 5;
 
 /// How long a worker waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -67,6 +70,8 @@ pub(crate) struct Job {
     pub(crate) file_system: usize,
     /// Bytes.
     pub(crate) size: u64,
+    /// What the file system's times are worth.
+    pub(crate) times: Times,
     /// The dispatcher's descriptor. It stays open until the report.
     pub(crate) file: RawFd,
     pub(crate) work: Work,
@@ -225,10 +230,11 @@ impl Shared {
 
     /// Works until there has been nothing to do for a while.
     fn serve(&self) {
-        let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new() };
+        let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new(), times: Times::Coarse };
         while let Some(job) = self.next() {
             let shares = job.shares();
-            let Job { key, serial, file, work, progress, .. } = job;
+            let Job { key, serial, file, work, progress, times, .. } = job;
+            worker.times = times;
             // It has begun. (Whoever waits for one that does not begin in time is answered too.)
             progress.fetch_add(1, Ordering::Relaxed);
             let done = match self.home.fetch(file) {
@@ -268,6 +274,8 @@ impl Shared {
 struct Worker {
     hasher: FileHasher,
     label: Vec<u8>,
+    /// Of the file system of the present job.
+    times: Times,
 }
 
 impl Worker {
@@ -285,24 +293,51 @@ impl Worker {
         }
     }
 
+    /// Reads the label, and the content if need be: anew if it was cut meanwhile.
     fn look(&mut self, file: &OwnedFd, wanted: Wanted, progress: &AtomicU64) -> Result<Look, String> {
-        let facts = file::facts(file.as_fd()).map_err(|error| error.to_string())?;
-        let sighting = Sighting::of(&facts);
-        let label = Label::from(xattr::read_label(file.as_fd(), xattr::IMA, &mut self.label));
-        progress.fetch_add(1, Ordering::Relaxed);
-        let digest = match wanted.algorithm(label.as_read(), facts.size) {
-            None => wanted.known,
-            Some(algorithm) => Some(match wanted.known(algorithm) {
-                Some(digest) => digest,
-                None => self.hash(file, algorithm, progress)?,
-            }),
-        };
-        Ok(Look { sighting, label, digest })
+        let mut tries = TRIES;
+        loop {
+            let facts = file::facts(file.as_fd()).map_err(|error| error.to_string())?;
+            let sighting = Sighting::of(&facts, self.times);
+            let label = Label::from(xattr::read_label(file.as_fd(), xattr::IMA, &mut self.label));
+            progress.fetch_add(1, Ordering::Relaxed);
+            let Some(algorithm) = wanted.algorithm(label.as_read(), facts.size) else {
+                return Ok(Look { sighting, label, digest: wanted.known });
+            };
+            if let Some(known) = wanted.known(algorithm) {
+                return Ok(Look { sighting, label, digest: Some(known) });
+            }
+            // As many bytes as the sighting says: what looks otherwise afterwards is known to have been changed.
+            match self.hasher.hash(file.as_fd(), facts.size, algorithm, progress) {
+                Ok(digest) => return Ok(Look { sighting, label, digest: Some(digest) }),
+                Err(HashError::Short { .. }) if tries > 1 => tries -= 1,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
     }
 
     fn hash(&mut self, file: &OwnedFd, algorithm: HashAlgorithm, progress: &AtomicU64) -> Result<Digest, String> {
-        let size = file::facts(file.as_fd()).map_err(|error| error.to_string())?.size;
-        self.hasher.hash(file.as_fd(), size, algorithm, progress).map_err(|error| error.to_string())
+        let mut tries = TRIES;
+        loop {
+            let size = file::facts(file.as_fd()).map_err(|error| error.to_string())?.size;
+            match self.hasher.hash(file.as_fd(), size, algorithm, progress) {
+                Ok(digest) => return Ok(digest),
+                Err(HashError::Short { .. }) if tries > 1 => tries -= 1,
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
+    /// What is in a file whose label has just been written.
+    fn look_again(&mut self, file: &OwnedFd, before: Look, digest: Digest) -> Look {
+        // The time of our own change, or of a later one; in that case the label may be another, so it is read once more.
+        let sighting = file::facts(file.as_fd()).map(|facts| Sighting::of(&facts, self.times));
+        let label = Label::from(xattr::read_label(file.as_fd(), xattr::IMA, &mut self.label));
+        let written = before.rewritten(&digest);
+        match sighting {
+            Ok(sighting) if label == written.label => Look { sighting, ..written },
+            Ok(_) | Err(_) => written,
+        }
     }
 
     fn renew(&mut self, file: &OwnedFd, settings: Settings, progress: &AtomicU64) -> Done {
@@ -314,7 +349,8 @@ impl Worker {
         if matches!(label, Label::Failed | Label::Unsupported) {
             return Done::NotWritten("its label cannot be read".into());
         }
-        let look = |digest| Look { sighting: Sighting::of(&facts), label: label.clone(), digest: Some(digest) };
+        let times = self.times;
+        let look = |digest| Look { sighting: Sighting::of(&facts, times), label: label.clone(), digest: Some(digest) };
         let mut algorithm = label::algorithm_asked(label.as_read().bytes(), settings.hash);
         loop {
             let digest = match self.hash(file, algorithm, progress) {
@@ -327,7 +363,9 @@ impl Worker {
                 Renewal::Write(digest) => {
                     progress.fetch_add(1, Ordering::Relaxed);
                     return match write_label(file, &digest) {
-                        Ok(()) => Done::Renewed { look: look(digest).rewritten(&digest), digest, wrote: true },
+                        Ok(()) => {
+                            Done::Renewed { look: self.look_again(file, look(digest), digest), digest, wrote: true }
+                        }
                         Err(error) => Done::NotWritten(error),
                     };
                 }
@@ -351,7 +389,17 @@ mod tests {
         let key = Key::of(null.as_fd(), &file::facts(null.as_fd()).unwrap());
         for _ in 0..count {
             let progress = Arc::default();
-            state.queue.push_back(Job { key, serial: 0, owner, file_system, size, file: -1, work, progress });
+            state.queue.push_back(Job {
+                key,
+                serial: 0,
+                owner,
+                file_system,
+                size,
+                times: Times::Coarse,
+                file: -1,
+                work,
+                progress,
+            });
         }
         std::iter::from_fn(|| state.take()).count()
     }

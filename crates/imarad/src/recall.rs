@@ -44,6 +44,19 @@ struct Seen {
     label: Box<[u8]>,
 }
 
+/// What is remembered of a file, beside what it looks like now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recalled {
+    /// Nothing.
+    Nothing,
+    /// It looks as it did.
+    Same,
+    /// It has changed, or is being changed. A notice tells how; changes of its content are to be followed.
+    Followed,
+    /// It has changed, and that is not to be followed.
+    Changed,
+}
+
 impl Recall {
     /// Whether this can be remembered: what was seen is settled, and the label is the digest's.
     pub(crate) fn takes(key: &Key, look: &Look) -> bool {
@@ -61,23 +74,32 @@ impl Recall {
         }
     }
 
-    /// What was found in a file that looks so now, under a lease; forgets it in any case.
-    pub(crate) fn take(&mut self, key: &Key, facts: &FileFacts) -> Option<Look> {
-        let Seen { sighting, label, .. } = self.take_seen(key)?;
-        if !sighting.holds(facts) {
-            return None;
+    /// What is remembered of a file that looks so now.
+    pub(crate) fn compare(&self, key: &Key, facts: &FileFacts) -> Recalled {
+        match self.get(key) {
+            None => Recalled::Nothing,
+            Some(seen) if seen.sighting.holds(facts) => Recalled::Same,
+            Some(Seen { followed: true, .. }) => Recalled::Followed,
+            Some(Seen { followed: false, .. }) => Recalled::Changed,
         }
+    }
+
+    /// Takes out what was found in a file that looks as it did then.
+    pub(crate) fn take(&mut self, key: &Key) -> Option<Look> {
+        let Seen { sighting, label, .. } = self.take_seen(key)?;
         let label = Label::Value(label);
         Some(Look { sighting, digest: digest_in(&label), label })
     }
 
-    fn take_seen(&mut self, key: &Key) -> Option<Seen> {
+    fn get(&self, key: &Key) -> Option<&Seen> {
         let handle = key.handle()?;
         let seen = self.seen.get(&handle)?;
-        if Key::of_handle(seen.device, seen.inode, handle) != *key {
-            return None;
-        }
-        self.seen.remove(&handle)
+        (Key::of_handle(seen.device, seen.inode, handle) == *key).then_some(seen)
+    }
+
+    fn take_seen(&mut self, key: &Key) -> Option<Seen> {
+        self.get(key)?;
+        self.seen.remove(&key.handle()?)
     }
 
     /// Somebody may be writing to it.

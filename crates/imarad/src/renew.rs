@@ -19,13 +19,14 @@ use imara_integrity::iint::Writable;
 use imara_integrity::policy::{Decision, Writers};
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
+use imara_linux::xattr;
 
 use crate::ask::Ask;
 use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::inodes::{Busy, Known, Renewing, Task, Written};
 use crate::key::Key;
-use crate::look::{Look, Wanted};
+use crate::look::{Label, Look, Sighting, Wanted};
 use crate::pool::Work;
 use crate::serve::Guard;
 
@@ -123,8 +124,33 @@ impl Guard {
             if self.was_good(&known) {
                 self.now_written(key, true, None, Some(known.file));
             }
-        } else if facts.links > 0 && known.sighting.holds(&facts) && self.filesystems.shows_changes(key.device()) {
-            self.remember(key, known.look(), known.file.as_fd(), &facts);
+        } else if facts.links > 0 && self.filesystems.shows_changes(key.device()) {
+            let look = if known.sighting.holds(&facts) { known.look() } else { self.look_at_label(&known, &facts) };
+            self.remember(key, look, known.file.as_fd(), &facts);
+        }
+    }
+
+    /// What a known file is like now: somebody may have changed its label, or it was seen too soon after its last change.
+    fn look_at_label(&mut self, known: &Known, facts: &FileFacts) -> Look {
+        let sighting = Sighting::of(facts, self.filesystems.times(facts.device));
+        // It is held open, so its label is in memory.
+        let label = Label::from(xattr::read_label(known.file.as_fd(), xattr::IMA, &mut self.label));
+        Look { sighting, label, digest: Some(known.digest) }
+    }
+
+    /// Somebody has cut a known file under its lease: `open(O_RDONLY|O_TRUNC)` breaks none.
+    pub(crate) fn cut(&mut self, key: Key) {
+        let Some(known) = self.inodes.known_mut(&key) else { return };
+        known.file.heed();
+        let size = known.sighting.size();
+        if file::facts(known.file.as_fd()).map_or(true, |facts| facts.size == size) {
+            return;
+        }
+        let Some(mut known) = self.inodes.take_known(&key) else { return };
+        if self.was_good(&known) {
+            known.file.release();
+            self.now_written(key, true, None, Some(known.file));
+            self.try_renewal(key, 0);
         }
     }
 
@@ -268,6 +294,8 @@ impl Guard {
     pub(crate) fn renewed(&mut self, key: Key, whose: Renewing, look: Look, digest: Digest, wrote: bool) {
         if wrote {
             self.counters.renewed += 1;
+            // The notice that we changed the label must not be taken for one that came after this.
+            self.hear_all_changes();
         }
         match whose {
             Renewing::For(file) => self.know(key, Known::new(digest, look, file)),

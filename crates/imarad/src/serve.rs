@@ -10,7 +10,7 @@ use anyhow::bail;
 use imara_integrity::check::{Mode, Settings};
 use imara_integrity::policy::Policy;
 use imara_linux::epoll::{Epoll, Interest, Ready, Waker};
-use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, PermissionGroup};
+use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, Pending, PermissionGroup};
 use imara_linux::file;
 use imara_linux::hash::FileHasher;
 use imara_linux::lease::{LeaseEvent, LeaseSignals};
@@ -83,6 +83,8 @@ pub(crate) struct Guard {
     pub(crate) revisit: Revisit,
     pub(crate) retries: Retries,
     pub(crate) parked: VecDeque<(Instant, Ask)>,
+    /// Those who ask and do not sleep yet, so that it cannot be seen how they open the file; how often to look again.
+    pub(crate) awake: VecDeque<(Instant, Pending, u16)>,
     pub(crate) counters: Counters,
     pub(crate) hasher: FileHasher,
     pub(crate) label: Vec<u8>,
@@ -140,6 +142,7 @@ impl Guard {
             }
             self.retry(now);
             self.unpark(now);
+            self.look_who_sleeps(now);
             if self.life.is_given_up() {
                 bail!("the watchman has let everybody go");
             }
@@ -147,7 +150,8 @@ impl Guard {
                 return Ok(());
             }
             let parked = self.parked.front().map(|(due, _)| *due);
-            let until = [self.retries.next(), parked].into_iter().flatten().fold(next_tick, Instant::min);
+            let awake = self.awake.front().map(|(due, ..)| *due);
+            let until = [self.retries.next(), parked, awake].into_iter().flatten().fold(next_tick, Instant::min);
             let timeout = until.saturating_duration_since(Instant::now());
             let tokens = epoll.wait(&mut ready, Some(timeout))?;
             let woken: Vec<Source> =

@@ -229,6 +229,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         revisit: threads.revisit,
         retries: Retries::default(),
         parked: std::collections::VecDeque::new(),
+        awake: std::collections::VecDeque::new(),
         counters: Counters::default(),
         hasher: FileHasher::default(),
         label: Vec::new(),

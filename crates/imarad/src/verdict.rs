@@ -7,8 +7,10 @@ use imara_integrity::audit::Action;
 use imara_integrity::check::{self, Outcome, Plan, Verdict};
 use imara_integrity::collect::Collect;
 use imara_integrity::digest::Digest;
+use imara_integrity::iint::Writable;
 use imara_integrity::label::ImaLabel;
-use imara_linux::file::FileFacts;
+use imara_integrity::policy::Writers;
+use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
 
 use crate::ask::{Ask, Hold, Repair};
@@ -19,7 +21,7 @@ use crate::inodes::{Known, Renewing, Task};
 use crate::key::Key;
 use crate::look::{Look, Wanted};
 use crate::pool::Work;
-use crate::recall::Recall;
+use crate::recall::{Recall, Recalled};
 use crate::serve::Guard;
 
 /// How often a file is hashed again that changes while it is read without a lease.
@@ -32,19 +34,59 @@ impl Guard {
         if let Err(why) = self.refresh(&mut ask) {
             return self.fail(ask, Failure::FactsUnreadable, &why);
         }
-        if ask.hold == Hold::Lease
-            && let Some(look) = self.recall.take(&ask.key(), &ask.facts)
+        match self.recall.compare(&ask.key(), &ask.facts) {
+            Recalled::Nothing => {}
             // Without its mark, the inode has not been in memory all the time.
-            && self.ignoring.notices().unwatch_inode(ask.file()).unwrap_or(false)
-        {
-            ask.recalled = true;
-            self.counters.recalled += 1;
-            return self.judge(ask, look);
+            Recalled::Same if ask.hold == Hold::Lease => {
+                let look = self.recall.take(&ask.key());
+                if self.ignoring.notices().unwatch_inode(ask.file()).unwrap_or(false)
+                    && let Some(look) = look
+                {
+                    ask.recalled = true;
+                    self.counters.recalled += 1;
+                    return self.judge(ask, look);
+                }
+            }
+            Recalled::Same => {}
+            Recalled::Followed => return self.look_changed(ask),
+            Recalled::Changed => self.recall.forget(&ask.key()),
         }
+        self.look_anew(ask);
+    }
+
+    fn look_anew(&mut self, ask: Ask) {
         match self.look_at_once(&ask, None) {
             Some(look) => self.looked(ask, look),
             None => self.look_elsewhere(ask, None),
         }
+    }
+
+    /// Looks at a file that was good, and has changed since in a way that may have to be followed: `truncate(2)` opens
+    /// nothing. Its notice comes when it is done, and until then the file has a writer.
+    fn look_changed(&mut self, mut ask: Ask) {
+        let key = ask.key();
+        self.hear_all_changes();
+        if self.inodes.is_written_or_busy(&key) || self.inodes.is_known(&key) {
+            return self.consider(ask);
+        }
+        if self.recall.compare(&key, &ask.facts) != Recalled::Followed {
+            return self.look_anew(ask);
+        }
+        if ask.hold == Hold::Writer && self.follows_all_writers(&ask.facts) {
+            // Whoever opens the file for writing asks, and would have had it forgotten.
+            if let Some(pass) = check::while_written(Writable { good: true }) {
+                let file = self.passed(ask.pending, pass);
+                self.now_written(key, true, None, Some(file));
+            }
+            return;
+        }
+        // Attributes have changed, and the notice of that is not there yet.
+        if ask.patience > 0 {
+            ask.patience -= 1;
+            return self.park(ask);
+        }
+        self.recall.forget(&key);
+        self.look_anew(ask);
     }
 
     pub(crate) fn look_elsewhere(&mut self, ask: Ask, known: Option<Digest>) {
@@ -69,7 +111,8 @@ impl Guard {
                 if ask.tries >= TRIES {
                     return self.fail(ask, Failure::ContentChanging, "it changed while it was read");
                 }
-                return self.look_elsewhere(ask, None);
+                // Whoever changes it may have been heard of since.
+                return self.consider(ask);
             }
         }
         self.judge(ask, look);
@@ -116,6 +159,10 @@ impl Guard {
     }
 
     fn settled(&mut self, mut ask: Ask, outcome: Outcome, look: Look) {
+        if matches!(outcome.verdict, Verdict::Deny(_)) && ask.patience > 0 && self.has_been_followed(&mut ask) {
+            ask.patience -= 1;
+            return self.consider(ask);
+        }
         let Some(digest) = outcome.repair else { return self.finish(ask, outcome, look, None) };
         let key = ask.key();
         if ask.hold == Hold::Remembered {
@@ -128,10 +175,20 @@ impl Guard {
         self.hand_over(key, lease, task, Work::Label(digest));
     }
 
+    /// Whether something has been heard of, since this file was looked at, that it may have to be judged otherwise for: it was
+    /// good until somebody began to cut it.
+    fn has_been_followed(&mut self, ask: &mut Ask) -> bool {
+        let key = ask.key();
+        self.hear_all_changes();
+        let good = self.inodes.written(&key).is_some_and(|written| written.writable.good);
+        good || self.refresh(ask).is_ok() && self.recall.compare(&key, &ask.facts) == Recalled::Followed
+    }
+
     /// Answers, then logs, then remembers. `repaired`: whether a repair that was due could be made.
     pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
         let good = outcome.good(repaired == Some(true));
         let asker = outcome.complaint.map(|_| ask.asker());
+        let vouches = ask.hold == Hold::Writer && self.vouches(&ask);
         let (key, hold, facts, recalled) = (ask.key(), ask.hold, ask.facts, ask.recalled);
         let (allowed, answered) = match outcome.verdict {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
@@ -165,8 +222,18 @@ impl Guard {
             (Hold::Remembered, _) if good => self.ignore_known(key, &facts),
             // Without evidence: a new file that has no label yet.
             (Hold::Lease, None) if allowed && good => self.renew(key, Renewing::For(file), false),
-            (Hold::Writer, _) if allowed => self.now_written(key, good, Some(look), Some(file)),
+            (Hold::Writer, _) if allowed => self.now_written(key, good && vouches, Some(look), Some(file)),
             _ => {}
+        }
+    }
+
+    /// Whether a file that this one finds good while somebody has it open for writing was good before that. It was where all
+    /// writers are judged; else this one has to be the writer.
+    fn vouches(&mut self, ask: &Ask) -> bool {
+        match self.filesystems.foresee(&self.policy, &ask.facts).writers {
+            Writers::All => true,
+            Writers::Some => Self::may_write(&ask.pending) != Some(false),
+            Writers::None => false,
         }
     }
 
@@ -179,7 +246,11 @@ impl Guard {
     pub(crate) fn remember(&mut self, key: Key, look: Look, file: BorrowedFd<'_>, facts: &FileFacts) {
         let followed = self.follows_all_writers(facts);
         match self.ignoring.notices().watch_inode(file) {
-            Ok(()) => self.recall.remember(key, look, followed),
+            // It may have been given away before there was a mark to tell of it.
+            Ok(()) => match file::facts(file) {
+                Ok(now) if look.sighting.holds(&now) => self.recall.remember(key, look, followed),
+                Ok(_) | Err(_) => drop(self.ignoring.notices().unwatch_inode(file)),
+            },
             Err(error) => self.cannot_ignore(&error),
         }
     }

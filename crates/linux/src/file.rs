@@ -26,6 +26,41 @@ pub fn clock() -> Time {
     Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or(0) }
 }
 
+/// What a file system's times of change (ctime) are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// A change after one whose time was read by [`facts`] bears another time, however soon it comes ('multigrain': ext4,
+    /// xfs, btrfs and tmpfs since Linux 6.13).
+    ///
+    /// Source: Linux `Documentation/filesystems/multigrain-ts.rst`; `fs/inode.c`, `inode_set_ctime_current()`; `fs/stat.c`,
+    /// `fill_mg_cmtime()`.
+    Fine,
+    /// Two changes may bear the same time, if they are close to each other.
+    Coarse,
+}
+
+/// So many changes in a row that bear different times, some microseconds apart, are no chance.
+const CHANGES: u32 = 64;
+
+/// Finds out what the times of the file system are worth that `directory` is on, with a nameless file that is changed
+/// there. Where that is not possible they are taken for coarse.
+#[must_use]
+pub fn times_of(directory: BorrowedFd<'_>) -> Times {
+    use rustix::fs::{Mode, OFlags};
+    let nameless = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(directory, c".", nameless, Mode::empty()) else { return Times::Coarse };
+    let mut last = None;
+    for number in 0..CHANGES {
+        let mode = if number % 2 == 0 { Mode::RUSR } else { Mode::WUSR };
+        let changed = rustix::fs::fchmod(&file, mode).ok().and_then(|()| facts(file.as_fd()).ok());
+        let Some(changed) = changed.map(|facts| facts.changed).filter(|changed| Some(*changed) != last) else {
+            return Times::Coarse;
+        };
+        last = Some(changed);
+    }
+    Times::Fine
+}
+
 /// What one `statx` says about an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileFacts {

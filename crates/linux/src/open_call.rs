@@ -50,11 +50,16 @@ pub enum OpenCall {
     How,
     /// `execve`, `execveat`.
     Exec,
+    /// Not known yet. The kernel queues a question before the task that asks it goes to sleep, and tells nothing of a task
+    /// that runs: it will sleep in a moment.
+    ///
+    /// Source: Linux `lib/syscall.c`, `task_current_syscall()`.
+    NotYet,
 }
 
 /// The system call that the waiting task `tid` is in, if it is one that opens files.
 ///
-/// Absent for any other call: io_uring, `uselib`, a kernel thread (nfsd), a 32-bit program, or a task that runs.
+/// Absent for any other call: io_uring, `uselib`, a kernel thread (nfsd), or a 32-bit program.
 ///
 /// # Errors
 /// If `/proc/TID/syscall` cannot be read (`ESRCH` or `ENOENT` if the task has gone).
@@ -66,6 +71,9 @@ pub fn open_call(tid: i32) -> Result<Option<OpenCall>, CallError> {
 
 /// A line of `/proc/TID/syscall`: number, six arguments in hexadecimal, stack pointer, program counter.
 fn decode(line: &str) -> Option<OpenCall> {
+    if line.trim_ascii() == "running" {
+        return Some(OpenCall::NotYet);
+    }
     let mut words = line.split_ascii_whitespace();
     let number: i64 = words.next()?.parse().ok()?;
     let mut arguments = words.map(|word| word.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok()));
@@ -133,7 +141,8 @@ mod tests {
         ] {
             assert_eq!(decode(&format!("{call} {tail}")), expected, "{call}");
         }
-        for broken in ["", "running\n", "-1 0x7ffd 0x7f12\n", "257", "257 0x1 0x2", "257 0x1 0x2 zz", "x 0x1"] {
+        assert_eq!(decode("running\n"), Some(OpenCall::NotYet));
+        for broken in ["", "-1 0x7ffd 0x7f12\n", "257", "257 0x1 0x2", "257 0x1 0x2 zz", "x 0x1"] {
             assert_eq!(decode(broken), None, "{broken:?}");
         }
     }

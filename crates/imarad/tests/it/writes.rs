@@ -92,7 +92,7 @@ const NAMELESS: &[Pattern] = &[
 /// Writers who would rather fail than wait: they must not notice that the guard has looked at the file.
 const IMPATIENT: &[Pattern] = &[
     ("opened for writing with O_NONBLOCK after it was read", |d| written(&d.join("old"), written_without_waiting)),
-    ("tar --overwrite over files that were just read", overwritten_by_tar),
+    ("tar --overwrite over files that it has read for the archive", overwritten_by_tar),
 ];
 
 const OLD: &[u8] = b"what was there before\n";

@@ -81,7 +81,13 @@ fn the_flags_of_an_opener_that_waits_are_known() {
             let call = loop {
                 let event = group.read(&mut buffer).unwrap().next();
                 if let Some(Event::Permission(pending)) = event.map(Result::unwrap) {
-                    let call = open_call(pending.tid()).unwrap();
+                    // The question may be here before he sleeps.
+                    let call = loop {
+                        match open_call(pending.tid()).unwrap() {
+                            Some(OpenCall::NotYet) => thread::yield_now(),
+                            call => break call,
+                        }
+                    };
                     pending.allow(Pass::ourselves()).sent.unwrap();
                     break call;
                 }
