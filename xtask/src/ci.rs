@@ -25,6 +25,7 @@ const STAGES: &[Stage] = &[
     ("pure", crate::pure::run),
     ("deny", deny),
     ("test", || cargo(&["test", "--workspace", "--no-fail-fast"])),
+    ("race", race),
     ("fuzz", crate::fuzz::smoke),
     // The binaries that people get: tests run others, which have assertions and are not optimised.
     ("demo", demo),
@@ -90,6 +91,15 @@ pub(crate) fn finish(command: &mut Command) -> Result<()> {
 
 fn rustdoc() -> Result<()> {
     finish(cargo_command().args(["doc", "--no-deps", "--workspace", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// All scenes on all file systems, with the binaries that have assertions. `make race` is longer.
+fn race() -> Result<()> {
+    cargo(&["build", "--package", "imarad", "--package", "xtask", "--quiet"])?;
+    if !geteuid().is_root() {
+        return print_line!("skipped: the race needs root");
+    }
+    cargo(&["run", "--package", "xtask", "--quiet", "--", "race", "--seconds", "15", "--scene", "reads,follow"])
 }
 
 fn demo() -> Result<()> {

@@ -41,7 +41,7 @@ use crate::print::{complain, print_line};
 use crate::scratch;
 
 /// Whoever does nothing for so long hangs.
-const HANGS: Duration = Duration::from_secs(60);
+const HANGS: Duration = Duration::from_secs(120);
 
 /// How long it may take until all are free when the guard is killed.
 const FREED: Duration = Duration::from_secs(20);

@@ -100,6 +100,7 @@ pub(super) struct Findings {
     again: [Count; Wrong::ALL.len()],
     described: Mutex<Vec<String>>,
     first: Mutex<Option<Duration>>,
+    waited: Mutex<Duration>,
 }
 
 impl Findings {
@@ -118,6 +119,7 @@ impl Findings {
             again: Default::default(),
             described: Mutex::default(),
             first: Mutex::default(),
+            waited: Mutex::default(),
         }
     }
 
@@ -152,6 +154,12 @@ impl Findings {
         }
     }
 
+    /// So long it took until a bad file that was taken back was refused.
+    pub(super) fn waited(&self, time: Duration) {
+        let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        *waited = time.max(*waited);
+    }
+
     /// How much happened that should not.
     pub(super) fn violations(&self) -> u64 {
         self.wrong.iter().map(Count::value).sum()
@@ -172,6 +180,10 @@ impl Findings {
         );
         for (way, count) in Way::ALL.iter().zip(&self.ways).filter(|(_, count)| count.value() > 0) {
             let _ = write!(text, " {} {}", way.name(), count.value());
+        }
+        let waited = *self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        if waited > Duration::ZERO {
+            let _ = write!(text, "\n  a change of owner counted after {:.1} ms at most", waited.as_secs_f64() * 1000.0);
         }
         for ((wrong, count), again) in Wrong::ALL.iter().zip(&self.wrong).zip(&self.again) {
             if count.value() + again.value() > 0 {

@@ -13,7 +13,7 @@ use super::tamper::made;
 use super::ways::{Change, Way};
 
 /// How long after the last change a label may be behind. A reader would wait for it; nobody reads here.
-const BEHIND: Duration = Duration::from_secs(10);
+const BEHIND: Duration = Duration::from_secs(60);
 
 /// Lengths of contents.
 const LENGTHS: [usize; 8] = [4096, 1, 5000, (64 << 10) + 1, 0, 300, 20_000, 1 << 20];

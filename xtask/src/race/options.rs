@@ -87,7 +87,7 @@ impl Default for Options {
             writers: 3,
             probers: 1,
             runners: 1,
-            grace: Duration::from_millis(50),
+            grace: Duration::from_secs(30),
         }
     }
 }

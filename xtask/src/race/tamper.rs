@@ -6,6 +6,7 @@
 use std::io;
 use std::os::unix::fs::chown;
 use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -175,9 +176,12 @@ fn toggle(stage: &Stage, file: &Subject, mut turn: MutexGuard<'_, Turn>, dice: &
     restore_label(stage, file, before);
     let change = Change { way, path, current: Some(current).filter(|_| !turn.lost), target: &target, donor, impatient };
     let changed = match stage.scene {
-        Scene::Owners => given_away(file, stage, || made(stage, file, change)),
+        Scene::Owners => given_away(file, || made(stage, file, change)),
         Scene::Reads | Scene::Follow => made(stage, file, change),
     };
+    if stage.scene == Scene::Owners && matches!((&changed, was), (Ok(true), State::Good) | (Ok(false), State::Bad)) {
+        heard_of(file, stage);
+    }
     match changed {
         Ok(true) => {
             file.changed_by(way);
@@ -206,12 +210,26 @@ fn restore_label(stage: &Stage, file: &Subject, phase: Phase) {
 }
 
 /// Gives a file to somebody whose files nobody judges, has it changed, and takes it back.
-fn given_away(file: &Subject, stage: &Stage, change: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
+fn given_away(file: &Subject, change: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
     chown(&file.path, Some(65534), None)?;
     let changed = change();
     chown(&file.path, Some(0), None)?;
-    std::thread::sleep(stage.grace);
     changed
+}
+
+/// The kernel lets everybody in to a file that was given away until the guard has heard that it is root's again. Waits for
+/// the end of that; should it not come, the readers will tell.
+fn heard_of(file: &Subject, stage: &Stage) {
+    let begin = Instant::now();
+    while begin.elapsed() < stage.grace {
+        if open_to_read(&file.path).is_err() {
+            return stage.findings.waited(begin.elapsed());
+        }
+        if read_label(&file.path).is_ok_and(|label| label != file.label) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Makes a change, if need be in another way: what has been begun must come to its end. False if it was not begun.
@@ -240,7 +258,7 @@ pub(super) fn made(stage: &Stage, file: &Subject, change: Change<'_>) -> io::Res
             note(&error);
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
     Err(error)
 }
