@@ -111,9 +111,18 @@ impl Source {
 }
 
 impl Guard {
-    /// Serves until SIGTERM or SIGINT, then lets everybody go.
-    pub(crate) fn serve(mut self) -> anyhow::Result<()> {
-        let result = self.serve_until_told();
+    /// Has the kernel say who wakes the dispatcher. What can fail of it must fail before anything is marked.
+    pub(crate) fn ready(&self) -> anyhow::Result<Epoll> {
+        let epoll = Epoll::new()?;
+        for (token, source) in (0..).zip(Source::ALL) {
+            self.watch(&epoll, token, source)?;
+        }
+        Ok(epoll)
+    }
+
+    /// Serves until SIGTERM or SIGINT, then lets everybody go. `epoll` is from [`ready`](Self::ready).
+    pub(crate) fn serve(mut self, epoll: &Epoll) -> anyhow::Result<()> {
+        let result = self.serve_until_told(epoll);
         if result.is_ok() {
             self.end();
         } else {
@@ -124,11 +133,7 @@ impl Guard {
         result
     }
 
-    fn serve_until_told(&mut self) -> anyhow::Result<()> {
-        let epoll = Epoll::new()?;
-        for (token, source) in (0..).zip(Source::ALL) {
-            self.watch(&epoll, token, source)?;
-        }
+    fn serve_until_told(&mut self, epoll: &Epoll) -> anyhow::Result<()> {
         let mut ready = Ready::default();
         let mut buffer = EventBuffer::new(BATCH);
         let mut next_tick = Instant::now() + TICK;

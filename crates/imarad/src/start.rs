@@ -88,6 +88,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     for (error, fix) in spared.into_iter().zip(SPARED) {
         error.into_iter().for_each(|error| guard.log.say(Level::Warning, format!("imarad: {fix}: {error}")));
     }
+    let epoll = guard.ready()?;
     if let Err(error) = mark(&guard, &mounts) {
         // Whoever reads why may be waiting for an answer about a file system that has been marked.
         guard.group.close();
@@ -97,7 +98,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     drop(mounts);
     announce(&guard);
     let _ = guard.notifier.send(State::Ready);
-    let result = guard.serve();
+    let result = guard.serve(&epoll);
     drop(lock);
     result
 }

@@ -33,13 +33,13 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 	return next(clock, now);
 }
 
-/* The group of questions gets a queue that is bounded by /proc/sys/fs/fanotify/max_queued_events. */
+/* The group of questions, or those of notices, get queues that are bounded by /proc/sys/fs/fanotify/max_queued_events. */
 int fanotify_init(unsigned int flags, unsigned int event_flags)
 {
 	static int (*next)(unsigned int, unsigned int);
 	if (!next)
 		next = dlsym(RTLD_NEXT, "fanotify_init");
-	if ((flags & 0xc) && on("bounded"))
+	if (on((flags & 0xc) ? "bounded" : "bounded-notices"))
 		flags &= ~0x10u;
 	return next(flags, event_flags);
 }

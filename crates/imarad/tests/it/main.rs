@@ -16,6 +16,7 @@ mod coverage;
 mod crash;
 mod daemon;
 mod dispatcher;
+mod failures;
 mod fast;
 mod faults;
 mod faulty;
