@@ -54,8 +54,19 @@ pub(crate) struct Guarded {
     /// As notices name it.
     fsid: Option<[i32; 2]>,
     times: Times,
+    /// Whether a mount of it shows other owners than files have.
+    id_mapped: bool,
     /// When it was last seen to be slow.
     slow: Option<Instant>,
+}
+
+/// What is to be done because the list of mounts has changed.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Devices of guarded file systems that are mounted nowhere any more: what is remembered of them keeps them busy.
+    pub(crate) unmounted: Vec<(u32, u32)>,
+    /// Device, and number in notices, of those that can now be seen with other owners.
+    pub(crate) id_mapped: Vec<((u32, u32), [i32; 2])>,
 }
 
 /// All of them.
@@ -102,6 +113,7 @@ impl FileSystems {
             private: None,
             fsid: file_handle(mount.as_fd()).ok().map(|handle| handle.fsid()),
             times: imara_linux::file::times_of(mount.as_fd()),
+            id_mapped: false,
             slow: None,
         });
         Ok(())
@@ -119,7 +131,10 @@ impl FileSystems {
     /// Makes each file system's mount of our own, where the kernel lets us, and takes it out of the guard's sight.
     pub(crate) fn make_private(&mut self, group: &PermissionGroup, closer: &Closer, mounts: &[(PathBuf, OwnedFd)]) {
         for (guarded, (_, mount)) in self.guarded.iter_mut().zip(mounts) {
-            let private = private_mount::of(mount.as_fd()).ok().map(|root| closer.late(root, false));
+            // Through a copy of one that maps ids, files would not show their own owners.
+            let maps = imara_linux::mounts::mount_of_file(mount.as_fd()).is_ok_and(|mount| mount.id_mapped);
+            let private = if maps { None } else { private_mount::of(mount.as_fd()).ok() };
+            let private = private.map(|root| closer.late(root, false));
             let unseen = FsMask::OPEN.union(FsMask::EXEC);
             guarded.private =
                 private.filter(|private| group.ignore_mount(private.as_fd(), unseen).is_ok()).map(Arc::new);
@@ -137,9 +152,11 @@ impl FileSystems {
     }
 
     /// Whether the kernel may answer for such a file: it is on a guarded file system itself (not on an overlay over one),
-    /// of a kind whose changes are all heard of, and shows its own owner.
+    /// of a kind whose changes are all heard of, and shows its own owner, here and through every mount that we can see:
+    /// what the kernel answers, it answers through all of them.
     pub(crate) fn may_ignore(&self, facts: &FileFacts) -> bool {
-        let fit = |fs: &Guarded| fs.private.is_some() && SELF_CONTAINED.contains(&fs.facts.name.as_str());
+        let fit =
+            |fs: &Guarded| !fs.id_mapped && fs.private.is_some() && SELF_CONTAINED.contains(&fs.facts.name.as_str());
         self.by_device(facts.device).is_some_and(fit) && facts.mount_id.is_some_and(|id| self.plain.contains(&id))
     }
 
@@ -235,15 +252,23 @@ impl FileSystems {
         self.by_device(facts.device).map_or(&NONE, |guarded| &guarded.facts)
     }
 
-    /// The list of mounts has changed. Returns the devices of guarded file systems that are mounted nowhere any more: what
-    /// is remembered of them keeps them busy.
-    pub(crate) fn mounts_changed(&mut self) -> Vec<(u32, u32)> {
-        let Ok(mounts) = imara_linux::mounts::mounts() else { return Vec::new() };
+    /// The list of mounts has changed.
+    pub(crate) fn mounts_changed(&mut self) -> Changes {
+        let Ok(mounts) = imara_linux::mounts::mounts() else { return Changes::default() };
         self.plain = mounts.iter().filter(|mount| !mount.id_mapped).map(|mount| mount.id).collect();
         let unmounted = |fs: &Guarded| !mounts.iter().any(|mount| mount.device == fs.device);
         self.guarded.iter_mut().filter(|fs| unmounted(fs)).for_each(|fs| fs.private = None);
         let of = |index: &usize| self.guarded.get(*index).is_some_and(unmounted);
-        self.devices.iter().filter(|(_, index)| of(index)).map(|(device, _)| *device).collect()
+        let unmounted = self.devices.iter().filter(|(_, index)| of(index)).map(|(device, _)| *device).collect();
+        let mut id_mapped = Vec::new();
+        for fs in &mut self.guarded {
+            let now = mounts.iter().any(|mount| mount.device == fs.device && mount.id_mapped);
+            if now && !std::mem::replace(&mut fs.id_mapped, now) {
+                id_mapped.extend(fs.fsid.map(|fsid| (fs.device, fsid)));
+            }
+            fs.id_mapped = now;
+        }
+        Changes { unmounted, id_mapped }
     }
 
     /// File systems that have gone, and their marks with them; each is told once. `marked` is what the kernel lists.

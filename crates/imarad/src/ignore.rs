@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use imara_integrity::check::{self, Plan};
 use imara_integrity::collect::Labels;
 use imara_integrity::policy::{Foreseen, Writers};
-use imara_linux::fanotify::{FanotifyError, FsMask};
+use imara_linux::fanotify::{FanotifyError, FsMask, Marked};
 use imara_linux::file::{self, FileFacts};
 use imara_linux::handle::{FileHandle, short_handle};
 use imara_linux::notice::{Notice, NoticeBuffer, NoticeGroup};
@@ -106,6 +106,7 @@ impl Ignoring {
 impl Guard {
     /// Leaves a file to the kernel that is known and was found good when it looked so.
     pub(crate) fn ignore_known(&mut self, key: Key, facts: &FileFacts) {
+        self.see_mounts();
         if !self.filesystems.may_ignore(facts) || !self.ignoring.possible {
             return;
         }
@@ -137,6 +138,7 @@ impl Guard {
 
     /// Leaves a file to the kernel of which no rule asks anything.
     pub(crate) fn ignore_unasked(&mut self, file: BorrowedFd<'_>, facts: &FileFacts) {
+        self.see_mounts();
         if facts.links == 0 || !self.filesystems.may_ignore(facts) || !self.ignoring.possible {
             return;
         }
@@ -152,6 +154,27 @@ impl Guard {
         // A change from before the mark was there is not noticed, or too early.
         if !file::facts(file).is_ok_and(|now| (now.owner, now.group) == (facts.owner, facts.group)) {
             let _ = self.group.heed_inode(file);
+        }
+    }
+
+    /// The number of a mount that has gone may be that of another one by now, of which this would be the first file. The
+    /// kernel says that the list has changed before it gives the number to anybody.
+    fn see_mounts(&mut self) {
+        if self.mount_watch.has_changed() {
+            self.mounts_changed();
+        }
+    }
+
+    /// Files of these file systems can be seen with other owners now, for whom other rules may hold: the kernel asks about
+    /// all of them again.
+    pub(crate) fn heed_marked(&mut self, filesystems: &[((u32, u32), [i32; 2])]) {
+        self.inodes.heed_all();
+        let Ok(marked) = self.group.marked_inodes() else { return self.lost_a_change() };
+        for Marked { device, kind, handle } in marked {
+            let fsid = filesystems.iter().find(|(guarded, _)| *guarded == device).map(|(_, fsid)| *fsid);
+            if let Some(handle) = fsid.and_then(|fsid| FileHandle::new(fsid, kind, &handle)) {
+                self.revisit(handle, Purpose::Heed);
+            }
         }
     }
 

@@ -131,6 +131,8 @@ pub(crate) struct Busy {
     pub(crate) serial: u64,
     /// What the worker works on.
     pub(crate) job: LateFd,
+    /// The mount through which he may have to open it again.
+    pub(crate) mount: Option<Arc<LateFd>>,
     /// The descriptor number that holds a read lease, if any.
     pub(crate) lease: Option<RawFd>,
     /// When a writer began to wait for that lease.

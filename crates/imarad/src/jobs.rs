@@ -39,10 +39,12 @@ impl Guard {
         let (owner, size) = file::facts(file.as_fd()).map_or((Uid(0), 0), |facts| (facts.owner, facts.size));
         let file_system = self.filesystems.number(key.device());
         let progress = Arc::new(AtomicU64::new(0));
+        let mount = self.filesystems.private(key.device());
         let busy = Busy {
             task: Some(task),
             serial: self.serial,
             job: self.closer.late(file, false),
+            mount,
             lease,
             broken: None,
             waiting: std::collections::VecDeque::new(),
@@ -53,9 +55,10 @@ impl Guard {
             complained: false,
             disowned: false,
         };
-        let (file, times) = (busy.job.as_raw_fd(), self.filesystems.times(key.device()));
+        let (file, own) = (busy.job.as_raw_fd(), busy.mount.as_ref().map(|mount| mount.as_raw_fd()));
+        let (serial, times) = (self.serial, self.filesystems.times(key.device()));
         self.inodes.occupy(key, busy);
-        self.pool.submit(Job { key, serial: self.serial, owner, file_system, size, times, file, work, progress });
+        self.pool.submit(Job { key, serial, owner, file_system, size, times, file, mount: own, work, progress });
     }
 
     /// A worker is done.

@@ -20,7 +20,8 @@ use imara_linux::apart::{Apart, Home};
 use imara_linux::epoll::Waker;
 use imara_linux::file::{self, Times};
 use imara_linux::hash::{FileHasher, HashError};
-use imara_linux::xattr;
+use imara_linux::private_mount;
+use imara_linux::xattr::{self, Refusal};
 
 use crate::key::Key;
 use crate::look::{Label, Look, Sighting, Wanted};
@@ -74,6 +75,8 @@ pub(crate) struct Job {
     pub(crate) times: Times,
     /// The dispatcher's descriptor. It stays open until the report.
     pub(crate) file: RawFd,
+    /// The root of the guard's own mount of the file system, if it has one; open until the report too.
+    pub(crate) mount: Option<RawFd>,
     pub(crate) work: Work,
     pub(crate) progress: Arc<AtomicU64>,
 }
@@ -233,13 +236,16 @@ impl Shared {
         let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new(), times: Times::Coarse };
         while let Some(job) = self.next() {
             let shares = job.shares();
-            let Job { key, serial, file, work, progress, times, .. } = job;
+            let Job { key, serial, file, mount, work, progress, times, .. } = job;
             worker.times = times;
             // It has begun. (Whoever waits for one that does not begin in time is answered too.)
             progress.fetch_add(1, Ordering::Relaxed);
             let done = match self.home.fetch(file) {
                 // Ours is closed before the report: the dispatcher may give the lease back, which it would keep.
-                Ok(file) => worker.work(&file, work, &progress),
+                Ok(file) => {
+                    let other = || private_mount::reopen(self.home.fetch(mount?).ok()?.as_fd(), file.as_fd()).ok();
+                    worker.work(&Opened { file: &file, other: &other }, work, &progress)
+                }
                 Err(error) => Done::Unreadable(error.to_string()),
             };
             self.lock().ended(&shares);
@@ -278,15 +284,36 @@ struct Worker {
     times: Times,
 }
 
+/// A file to be worked on.
+struct Opened<'a> {
+    /// As somebody has opened it.
+    file: &'a OwnedFd,
+    /// Opens it through the guard's own mount.
+    other: &'a dyn Fn() -> Option<OwnedFd>,
+}
+
+impl Opened<'_> {
+    /// Writes the label; through the guard's own mount, if the file was opened through one that is read-only.
+    fn write_label(&self, digest: &Digest) -> Result<(), String> {
+        let label = label::encode_digest(digest);
+        let write = |file: &OwnedFd| xattr::write(file.as_fd(), xattr::IMA, &label);
+        let written = match write(self.file) {
+            Err(error) if error.refusal == Refusal::ReadOnly => (self.other)().map_or(Err(error), |file| write(&file)),
+            written => written,
+        };
+        written.map_err(|error| error.to_string())
+    }
+}
+
 impl Worker {
-    fn work(&mut self, file: &OwnedFd, work: Work, progress: &AtomicU64) -> Done {
+    fn work(&mut self, opened: &Opened<'_>, work: Work, progress: &AtomicU64) -> Done {
         match work {
-            Work::Look(wanted) => match self.look(file, wanted, progress) {
+            Work::Look(wanted) => match self.look(opened.file, wanted, progress) {
                 Ok(look) => Done::Looked(look),
                 Err(error) => Done::Unreadable(error),
             },
-            Work::Renew(settings) => self.renew(file, settings, progress),
-            Work::Label(digest) => match write_label(file, &digest) {
+            Work::Renew(settings) => self.renew(opened, settings, progress),
+            Work::Label(digest) => match opened.write_label(&digest) {
                 Ok(()) => Done::Labelled,
                 Err(error) => Done::NotWritten(error),
             },
@@ -340,7 +367,8 @@ impl Worker {
         }
     }
 
-    fn renew(&mut self, file: &OwnedFd, settings: Settings, progress: &AtomicU64) -> Done {
+    fn renew(&mut self, opened: &Opened<'_>, settings: Settings, progress: &AtomicU64) -> Done {
+        let file = opened.file;
         let facts = match file::facts(file.as_fd()) {
             Ok(facts) => facts,
             Err(error) => return Done::Unreadable(error.to_string()),
@@ -362,7 +390,7 @@ impl Worker {
                 Renewal::Rehash(other) => algorithm = other,
                 Renewal::Write(digest) => {
                     progress.fetch_add(1, Ordering::Relaxed);
-                    return match write_label(file, &digest) {
+                    return match opened.write_label(&digest) {
                         Ok(()) => {
                             Done::Renewed { look: self.look_again(file, look(digest), digest), digest, wrote: true }
                         }
@@ -372,10 +400,6 @@ impl Worker {
             }
         }
     }
-}
-
-fn write_label(file: &OwnedFd, digest: &Digest) -> Result<(), String> {
-    xattr::write(file.as_fd(), xattr::IMA, &label::encode_digest(digest)).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -397,6 +421,7 @@ mod tests {
                 size,
                 times: Times::Coarse,
                 file: -1,
+                mount: None,
                 work,
                 progress,
             });

@@ -21,7 +21,7 @@ use crate::ask::Ask;
 use crate::closer::Closer;
 use crate::created::Created;
 use crate::failure::Failure;
-use crate::filesystems::FileSystems;
+use crate::filesystems::{Changes, FileSystems};
 use crate::ignore::Ignoring;
 use crate::inodes::Inodes;
 use crate::keeper::Keeper;
@@ -295,8 +295,11 @@ impl Guard {
     }
 
     /// A file system that is mounted nowhere any more: what is remembered of it is given back, so that it can go.
-    fn mounts_changed(&mut self) {
-        let unmounted = self.filesystems.mounts_changed();
+    pub(crate) fn mounts_changed(&mut self) {
+        let Changes { unmounted, id_mapped } = self.filesystems.mounts_changed();
+        if !id_mapped.is_empty() {
+            self.heed_marked(&id_mapped);
+        }
         self.inodes.forget_known_of(&unmounted);
         self.recall.forget_devices(&unmounted);
         self.say_what_has_gone();

@@ -275,10 +275,21 @@ impl PermissionGroup {
     /// # Errors
     /// If `/proc/self/fdinfo` cannot be read, or closed.
     pub fn marked_devices(&self) -> Result<Vec<(u32, u32)>, FanotifyError> {
+        Ok(self.listed()?.lines().filter_map(marked_device).collect())
+    }
+
+    /// Inodes that are marked, as the kernel lists them; without those whose file system makes no handles.
+    ///
+    /// # Errors
+    /// If `/proc/self/fdinfo` cannot be read, or closed.
+    pub fn marked_inodes(&self) -> Result<Vec<Marked>, FanotifyError> {
+        Ok(self.listed()?.lines().filter_map(marked_inode).collect())
+    }
+
+    fn listed(&self) -> Result<String, FanotifyError> {
         let fd = self.fd.with(|group| group.as_fd().as_raw_fd()).ok_or(FanotifyError::Closed)?;
         let path = PathBuf::from(format!("/proc/self/fdinfo/{fd}"));
-        let text = std::fs::read_to_string(&path).map_err(|error| CallError::new("read", path.as_path(), error))?;
-        Ok(text.lines().filter_map(marked_device).collect())
+        Ok(std::fs::read_to_string(&path).map_err(|error| CallError::new("read", path.as_path(), error))?)
     }
 
     /// Calls `f` with the group's descriptor, for example to wait for it; absent if the group is closed.
@@ -297,9 +308,36 @@ impl PermissionGroup {
 ///
 /// Source: Linux `fs/notify/fdinfo.c`, `fanotify_fdinfo()`; `include/linux/kdev_t.h`.
 fn marked_device(line: &str) -> Option<(u32, u32)> {
-    let device = line.strip_prefix("fanotify sdev:")?.split(' ').next()?;
-    let device = u32::from_str_radix(device, 16).ok()?;
+    device_number(line.strip_prefix("fanotify sdev:")?.split(' ').next()?)
+}
+
+fn device_number(word: &str) -> Option<(u32, u32)> {
+    let device = u32::from_str_radix(word, 16).ok()?;
     Some((device >> 20, device & 0xf_ffff))
+}
+
+/// An inode that is marked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// Major and minor number of the file system's device.
+    pub device: (u32, u32),
+    /// The kind of the handle.
+    pub kind: i32,
+    /// The handle's bytes.
+    pub handle: Vec<u8>,
+}
+
+/// What a line says of an inode: `fanotify ino:c sdev:700001 mflags:… fhandle-bytes:8 fhandle-type:1 f_handle:0c00…`.
+///
+/// Source: Linux `fs/notify/fdinfo.c`, `fanotify_fdinfo()`, `show_mark_fhandle()`.
+fn marked_inode(line: &str) -> Option<Marked> {
+    let mut words = line.strip_prefix("fanotify ino:")?.split(' ');
+    let mut value = |name: &str| words.find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+    let device = device_number(value("sdev")?)?;
+    let kind = i32::from_str_radix(value("fhandle-type")?, 16).ok()?;
+    let (pairs, []) = value("f_handle")?.as_bytes().as_chunks::<2>() else { return None };
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    Some(Marked { device, kind, handle: pairs.iter().map(byte).collect::<Option<_>>()? })
 }
 
 /// Memory for one read of a [`PermissionGroup`]; make one and use it again.
@@ -496,5 +534,20 @@ mod tests {
         for (line, expected) in cases {
             assert_eq!(marked_device(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn a_marked_inode_is_read_from_the_kernels_line() {
+        let found = Marked { device: (8, 19), kind: 1, handle: vec![0x69, 0xf9, 4, 0] };
+        let start = "fanotify ino:4f969 sdev:800013 mflags:240 mask:0 ignored_mask:10000";
+        for (rest, expected) in [
+            (" fhandle-bytes:4 fhandle-type:1 f_handle:69f90400", Some(found)),
+            (" fhandle-bytes:4 fhandle-type:1 f_handle:69f9040", None),
+            (" fhandle-bytes:4 fhandle-type:1 f_handle:69f904zz", None),
+            ("", None),
+        ] {
+            assert_eq!(marked_inode(&format!("{start}{rest}")), expected, "{rest}");
+        }
+        assert_eq!(marked_inode("fanotify sdev:1b mflags:0 mask:3b ignored_mask:0"), None);
     }
 }

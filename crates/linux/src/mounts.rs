@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use imara_integrity::event::FileSystem;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::CallError;
@@ -205,6 +206,15 @@ impl MountWatch {
         let path = Path::new(MOUNTINFO);
         let file = File::open(path).map_err(|error| CallError::new("open", path, error))?;
         Ok(Self { file })
+    }
+
+    /// Whether the list has changed since this was asked, or waited for, the last time.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        let mut fds = [PollFd::new(&self.file, PollFlags::PRI)];
+        let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        // In doubt it has.
+        ready.is_err() || fds.iter().any(|fd| fd.revents().intersects(PollFlags::PRI | PollFlags::ERR))
     }
 
     /// The list as it is now.

@@ -16,11 +16,15 @@ use crate::sys;
 /// The copy has no place in the tree of mounts and goes when it is closed; until then the file system counts as in use,
 /// even if it is unmounted everywhere else. Closing may therefore be what unmounts the file system, and take its time.
 ///
+/// What makes the other mount read-only is not copied (before Linux 5.12 it is): the file system itself may be.
+///
 /// # Errors
 /// `ENOSYS` before Linux 5.2, `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` if the mount may not be copied.
 pub fn of(mount: BorrowedFd<'_>) -> Result<OwnedFd, CallError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(mount, c"", flags).map_err(|error| CallError::new("open_tree", mount, error))?;
+    // Where that is refused, labels of files are not written that only such mounts lead to.
+    let _ = sys::make_mount_writable(tree.as_fd());
     // open_tree gives an O_PATH descriptor, which fanotify_mark(2) and open_by_handle_at(2) do not take.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(&tree, c".", flags, Mode::empty()).map_err(|error| CallError::new("openat", tree.as_fd(), error))

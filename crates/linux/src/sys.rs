@@ -256,6 +256,26 @@ pub(crate) fn handle_of(fd: BorrowedFd<'_>, flags: c_int) -> io::Result<(i32, us
     Ok((buffer.kind, length, buffer.handle))
 }
 
+/// `struct mount_attr`.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// `mount_setattr(mount, "", AT_EMPTY_PATH, …)` (Linux 5.12), without `MOUNT_ATTR_RDONLY` from then on.
+pub(crate) fn make_mount_writable(mount: BorrowedFd<'_>) -> io::Result<()> {
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    let attributes = MountAttributes { set: 0, clear: MOUNT_ATTR_RDONLY, propagation: 0, user_namespace: 0 };
+    let (fd, empty, flags, size) = (mount.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, size_of::<MountAttributes>());
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: the structure is that of the kernel, of the size that is told, and outlives the call, which only reads it.
+    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, fd, empty, flags, &raw const attributes, size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// `open_by_handle_at(mount, handle, flags)`; the handle is what [`handle_of`] gave.
 pub(crate) fn open_handle(
     mount: BorrowedFd<'_>,

@@ -225,7 +225,7 @@ pub(crate) const ROWS: &[Row] = &[
     mounting("mount-namespace", "another mount namespace", Seen, "The whole file system is marked, in whatever namespace it is mounted."),
     mounting("chroot", "chroot(2), pivot_root(2)", Seen, "As another mount."),
     mounting("read-only", "a mount that is read-only", Seen, "Judged like any other; labels are written through a mount of the guard's own."),
-    mounting("id-mapped", "an id-mapped mount", Partly, "Asked about; but rules see the owners that the mount shows, so that a file of root may be nobody's concern there.")
+    mounting("id-mapped", "an id-mapped mount", Partly, "Asked about; but rules see the owners that the mount shows, so that a file of root may be nobody's concern there. In another mount namespace, what the kernel answers for by its owner here is not asked about.")
         .later("the owner that is on the disk"),
     mounting("overlay-lower", "overlayfs over a guarded file system: files from below", Seen, "The kernel tells of the file below when the overlay opens it.")
         .needs(Needs::OverlaySince { release: (6, 5), before: NotSeen }),

@@ -116,15 +116,15 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// A detached mount of the directory through which files of user 0 are those of user 1000.
+/// A detached mount of the directory with other owners: `0 1000 10` makes the files of users 0 to 9 those of users from 1000 on.
 #[allow(unsafe_code, reason = "nothing safe makes such mounts")]
-pub(crate) fn id_mapped(directory: &Path) -> OwnedFd {
+fn id_mapped(directory: &Path, owners: &str) -> OwnedFd {
     let mut child = Command::new("unshare").args(["-U", "sleep", "1000"]).stdin(Stdio::null()).spawn().unwrap();
     let space = PathBuf::from(format!("/proc/{}/ns/user", child.id()));
     let ours = fs::read_link("/proc/self/ns/user").unwrap();
     eventually(|| fs::read_link(&space).is_ok_and(|theirs| theirs != ours).then_some(())).unwrap();
     for map in ["uid_map", "gid_map"] {
-        fs::write(format!("/proc/{}/{map}", child.id()), "0 1000 10").unwrap();
+        fs::write(format!("/proc/{}/{map}", child.id()), owners).unwrap();
     }
     let space = File::open(space).unwrap();
     drop((child.kill(), child.wait()));
@@ -152,7 +152,7 @@ fn an_id_mapped_mount_is_asked_about_by_the_owners_that_it_shows() {
     drop(good_and_bad(scratch.path()));
     let daemon = Daemon::start("enforce", &[scratch.path()]);
     let table = Table::of(&daemon);
-    let tree = id_mapped(scratch.path());
+    let tree = id_mapped(scratch.path(), "0 1000 10");
     let mapped = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
     assert_eq!(opened(&scratch.path().join("bad")).unwrap_err().raw_os_error(), REFUSED);
     // Asked, because the policy asks nothing about files of user 1000, and nothing is refused.
@@ -235,4 +235,88 @@ fn other_file_systems_are_not_guarded_wherever_they_are_mounted_and_whatever_is_
     assert!(followed.is_some(), "the image can be read, and its label is right");
     table.says("loop-image", Found::Partly, "ext4");
     daemon.stop();
+}
+
+/// Puts a detached mount into the tree, where it goes when dropped.
+#[allow(unsafe_code, reason = "nothing safe moves such mounts")]
+fn attached(tree: &OwnedFd) -> Mounted {
+    // As a mount of its own, so that there is something to unmount in any case.
+    let place = Mounted::by(&["-t", "tmpfs"], Path::new("none"));
+    let point = std::ffi::CString::new(place.path().to_str().unwrap()).unwrap();
+    assert!(Command::new("umount").arg(place.path()).status().unwrap().success());
+    // SAFETY: the strings are there until the call returns.
+    let moved = unsafe {
+        let from_empty_path = 4;
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            point.as_ptr(),
+            from_empty_path,
+        )
+    };
+    assert_eq!(moved, 0, "{}", io::Error::last_os_error());
+    place
+}
+
+#[test]
+fn what_the_kernel_answers_for_is_asked_about_again_when_a_mount_with_other_owners_comes() {
+    let Some(_) = testing::root() else { return };
+    for kind in FsKind::ALL {
+        let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
+        let foreign = scratch.path().join("foreign");
+        files::make(&foreign, b"content");
+        files::set_label(&foreign, &files::label_of(b"another"));
+        std::os::unix::fs::chown(&foreign, Some(1000), None).unwrap();
+        let daemon = Daemon::start("enforce", &[scratch.path()]);
+        let ignored = || daemon.status()["counters"]["ignored_unasked"].as_u64().unwrap();
+        let left = eventually(|| {
+            opened(&foreign).unwrap();
+            (ignored() > 0).then_some(())
+        });
+        assert!(left.is_some(), "{kind:?}: nobody asks about files of user 1000, so the kernel answers");
+        let mapped = attached(&id_mapped(scratch.path(), "1000 0 1"));
+        let refused = eventually(|| opened(&mapped.path().join("foreign")).err().map(|error| error.raw_os_error()));
+        assert_eq!(refused, Some(REFUSED), "{kind:?}: it is a file of root there");
+        // As long as that mount is there, nothing is left to the kernel.
+        let before = ignored();
+        for _ in 0..3 {
+            opened(&foreign).unwrap();
+            assert_eq!(opened(&mapped.path().join("foreign")).unwrap_err().raw_os_error(), REFUSED, "{kind:?}");
+        }
+        assert_eq!(ignored(), before, "{kind:?}");
+        drop(mapped);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn labels_are_written_although_the_reader_came_through_a_read_only_mount() {
+    let Some(_) = testing::root() else { return };
+    for kind in FsKind::ALL {
+        let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
+        let (cut, bad) = (scratch.path().join("cut"), scratch.path().join("bad"));
+        files::make(&bad, b"content");
+        files::set_label(&bad, &files::label_of(b"another"));
+        let read_only = Mounted::by(&["-o", "bind,ro"], scratch.path());
+        // The guard knows the read-only mount only, too.
+        for point in [scratch.path(), read_only.path()] {
+            let daemon = Daemon::start("enforce", &[point]);
+            fs::write(&cut, b"content").unwrap();
+            files::label_becomes(&cut, b"content");
+            opened(&cut).unwrap();
+            // Nobody hears of this as of a writer: the next reader has the label renewed.
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::TRUNC;
+            drop(rustix::fs::open(&cut, flags, rustix::fs::Mode::empty()).unwrap());
+            opened(&read_only.path().join("cut")).unwrap();
+            files::label_becomes(&cut, b"");
+            daemon.ask(r#"{"command":"mode","mode":"fix"}"#);
+            opened(&read_only.path().join("bad")).unwrap();
+            files::label_becomes(&bad, b"content");
+            assert_eq!(daemon.status()["failures"]["label-not-written"], 0, "{kind:?}: {:?}", daemon.lines());
+            daemon.stop();
+            files::set_label(&bad, &files::label_of(b"another"));
+        }
+    }
 }
