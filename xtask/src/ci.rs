@@ -99,7 +99,7 @@ fn race() -> Result<()> {
     if !geteuid().is_root() {
         return print_line!("skipped: the race needs root");
     }
-    cargo(&["run", "--package", "xtask", "--quiet", "--", "race", "--seconds", "15", "--scene", "reads,follow"])
+    cargo(&["run", "--package", "xtask", "--quiet", "--", "race", "--seconds", "15"])
 }
 
 fn demo() -> Result<()> {

@@ -85,6 +85,15 @@ impl Guard {
             ask.hold = Hold::Remembered;
             return self.judge(ask, look);
         }
+        if ask.hold == Hold::Writer
+            && Self::may_write(&ask.pending) == Some(false)
+            && let Some(look) = seen
+        {
+            // Somebody else waits for our lease to break, so the digest is still true. The one to deal with him is who is
+            // told of that (see [`Self::lease_breaks`]).
+            ask.hold = Hold::Unleased;
+            return self.judge(ask, look);
+        }
         // A writer is let in at once, without having to break the lease (which would fail with O_NONBLOCK). The digest is
         // still true: he has not written yet.
         self.inodes.forget_known(&key);

@@ -271,6 +271,15 @@ impl Guard {
         }
     }
 
+    /// Has the kernel ask about a file at once that was left to it while no rule asked anything about it: whoever writes to
+    /// it now must not do so unheard of.
+    pub(crate) fn heed_unasked(&mut self, key: &Key, file: BorrowedFd<'_>) {
+        if key.handle().is_some_and(|handle| self.ignoring.unasked.may_contain(handle)) {
+            // An error says that the group is closed.
+            let _ = self.group.heed_inode(file);
+        }
+    }
+
     fn revisit(&mut self, handle: FileHandle, purpose: Purpose) {
         for mount in self.filesystems.private_of(handle.fsid()) {
             if !self.revisit.ask(handle, mount, purpose) {

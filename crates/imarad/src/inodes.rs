@@ -373,7 +373,8 @@ impl Inodes {
         if let Some(fd) = busy.lease {
             self.leases.insert(fd, key);
         }
-        self.busy.insert(key, busy);
+        let before = self.busy.insert(key, busy);
+        debug_assert!(before.is_none(), "whoever waits for that would be refused");
     }
 
     /// Takes it back, if this is still the same piece of work.

@@ -160,6 +160,7 @@ impl Guard {
         self.recall.forget(&key);
         self.ignoring.note_writer(&key);
         if let Some(file) = &file {
+            self.heed_unasked(&key, file.as_fd());
             // That he writes is expected. That there was no mark, or no memory for its end, does not matter.
             let _ = self.ignoring.notices().unwatch_inode(file.as_fd());
         }
@@ -196,7 +197,10 @@ impl Guard {
     pub(crate) fn found_modified(&mut self, file: LateFd) {
         let Ok(facts) = file::facts(file.as_fd()) else { return };
         let key = Key::of(file.as_fd(), &facts);
-        if let Some(written) = self.inodes.written_mut(&key)
+        if let Some(busy) = self.inodes.busy_mut(&key) {
+            // Whoever waits for that is answered first.
+            busy.closed = Some(file);
+        } else if let Some(written) = self.inodes.written_mut(&key)
             && written.file.is_none()
         {
             written.file = Some(file);
@@ -236,6 +240,9 @@ impl Guard {
 
     /// If no writer is left: renews the label if he found it good and has changed something, and forgets him.
     fn try_renewal(&mut self, key: Key, attempt: u32) {
+        if self.inodes.busy_mut(&key).is_some() {
+            return;
+        }
         let Some(mut written) = self.inodes.take_written(&key) else { return };
         written.due = None;
         let Some(mut file) = written.file.take() else { return self.inodes.write(key, written) };

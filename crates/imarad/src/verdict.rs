@@ -181,14 +181,15 @@ impl Guard {
         let key = ask.key();
         self.hear_all_changes();
         let good = self.inodes.written(&key).is_some_and(|written| written.writable.good);
-        good || self.refresh(ask).is_ok() && self.recall.compare(&key, &ask.facts) == Recalled::Followed
+        good || self.inodes.busy_mut(&key).is_some()
+            || self.refresh(ask).is_ok() && self.recall.compare(&key, &ask.facts) == Recalled::Followed
     }
 
     /// Answers, then logs, then remembers. `repaired`: whether a repair that was due could be made.
     pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
         let good = outcome.good(repaired == Some(true));
         let asker = outcome.complaint.map(|_| ask.asker());
-        let vouches = ask.hold == Hold::Writer && self.vouches(&ask);
+        let vouches = ask.hold == Hold::Writer && self.vouches(&ask, &look);
         let (key, hold, facts, recalled) = (ask.key(), ask.hold, ask.facts, ask.recalled);
         let (allowed, answered) = match outcome.verdict {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
@@ -228,11 +229,13 @@ impl Guard {
     }
 
     /// Whether a file that this one finds good while somebody has it open for writing was good before that. It was where all
-    /// writers are judged; else this one has to be the writer.
-    fn vouches(&mut self, ask: &Ask) -> bool {
-        match self.filesystems.foresee(&self.policy, &ask.facts).writers {
-            Writers::All => true,
-            Writers::Some => Self::may_write(&ask.pending) != Some(false),
+    /// writers are judged; else this one has to be the writer. (It may have been given away since he came.)
+    fn vouches(&mut self, ask: &Ask, look: &Look) -> bool {
+        let Ok(now) = file::facts(ask.file()) else { return false };
+        let writes = || Self::may_write(&ask.pending) != Some(false);
+        match self.filesystems.foresee(&self.policy, &now).writers {
+            Writers::All => look.sighting.looks_like(&now) || writes(),
+            Writers::Some => writes(),
             Writers::None => false,
         }
     }
