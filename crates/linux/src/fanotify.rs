@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use imara_integrity::check::Pass;
 
@@ -238,13 +239,13 @@ impl PermissionGroup {
     /// [`FanotifyError::Lost`]: one event is lost, go on. [`FanotifyError::Call`] and [`FanotifyError::Closed`]: the
     /// group cannot be read any more.
     pub fn read<'b>(&self, buffer: &'b mut EventBuffer) -> Result<Events<'b>, FanotifyError> {
-        drop(Events { raw: &mut buffer.raw, group: Arc::clone(&self.fd) });
+        drop(Events { raw: &mut buffer.raw, group: Arc::clone(&self.fd), read: Instant::now() });
         match self.fd.with(|group| buffer.raw.read(group)).ok_or(FanotifyError::Closed)? {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(source) => return Err(self.read_error(source)),
         }
-        Ok(Events { raw: &mut buffer.raw, group: Arc::clone(&self.fd) })
+        Ok(Events { raw: &mut buffer.raw, group: Arc::clone(&self.fd), read: Instant::now() })
     }
 
     /// `EINVAL`, `EFAULT` and `EBADF` speak of our own call; all else comes from opening an event's file.
@@ -366,6 +367,7 @@ impl Default for EventBuffer {
 pub struct Events<'b> {
     raw: &'b mut RawEvents,
     group: Arc<GroupFd>,
+    read: Instant,
 }
 
 impl Iterator for Events<'_> {
@@ -388,7 +390,7 @@ impl Iterator for Events<'_> {
         };
         Some(Ok(if permission {
             let answer = Answer { group: Arc::clone(&self.group), fd: file.as_raw_fd(), given: false };
-            Event::Permission(Pending { answer, file, tid: event.pid, exec })
+            Event::Permission(Pending { answer, file, tid: event.pid, exec, read: self.read })
         } else {
             Event::CloseWrite { file, pid: event.pid }
         }))
@@ -437,6 +439,7 @@ pub struct Pending {
     file: OwnedFd,
     tid: i32,
     exec: bool,
+    read: Instant,
 }
 
 /// The file of an answered event, and how the answer was received.
@@ -448,6 +451,8 @@ pub struct Answered {
     /// An error if the answer could not be written; the opener may then be waiting still. Fine after
     /// [`PermissionGroup::close`], which has let everybody pass.
     pub sent: Result<(), FanotifyError>,
+    /// From the moment when the event was read until the answer. How long it had waited to be read is not known.
+    pub waited: Duration,
 }
 
 impl Pending {
@@ -481,9 +486,9 @@ impl Pending {
     }
 
     fn answer(self, response: u32) -> Answered {
-        let Self { mut answer, file, .. } = self;
+        let Self { mut answer, file, read, .. } = self;
         let sent = answer.send(response).map_err(|error| CallError::new("write", file.as_fd(), error).into());
-        Answered { file, sent }
+        Answered { file, sent, waited: read.elapsed() }
     }
 }
 
