@@ -191,8 +191,15 @@ impl Connection {
         if message.len() >= MAX_MESSAGE || message.contains(&b'\n') {
             return Err(ControlError::Message);
         }
-        let line = [message, b"\n"].concat();
-        let (mut rest, end) = (line.as_slice(), deadline(self.timeout));
+        self.send_all(&[message, b"\n"].concat())
+    }
+
+    /// Sends these bytes as they are: an answer in another language than that of lines.
+    ///
+    /// # Errors
+    /// [`ControlError::Timeout`], or `EPIPE`.
+    pub fn send_all(&mut self, bytes: &[u8]) -> Result<(), ControlError> {
+        let (mut rest, end) = (bytes, deadline(self.timeout));
         while !rest.is_empty() {
             let limit = self.stream.set_write_timeout(Some(left(end)?));
             match limit.and_then(|()| self.stream.write(rest)) {
@@ -208,25 +215,46 @@ impl Connection {
     /// # Errors
     /// [`ControlError::Message`] if it is too long, [`ControlError::Timeout`], [`ControlError::Cut`].
     pub fn receive(&mut self) -> Result<Option<Vec<u8>>, ControlError> {
-        let (mut searched, end) = (0, deadline(self.timeout));
+        self.receive_within(MAX_MESSAGE, deadline(self.timeout))
+    }
+
+    /// Takes in lines up to the first empty one, as the header fields of an HTTP request are, and forgets them. For all of
+    /// them together the limits of one message hold.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn skip_header(&mut self) -> Result<(), ControlError> {
+        let (mut room, end) = (MAX_MESSAGE, deadline(self.timeout));
         loop {
-            let new = self.ahead.get(searched..).unwrap_or_default();
+            let line = self.receive_within(room, end)?.ok_or(ControlError::Cut)?;
+            if matches!(line.as_slice(), b"" | b"\r") {
+                return Ok(());
+            }
+            room = room.saturating_sub(line.len().saturating_add(1));
+        }
+    }
+
+    /// The next line of at most `room` bytes with its line feed, if it comes before `end`.
+    fn receive_within(&mut self, room: usize, end: Option<Instant>) -> Result<Option<Vec<u8>>, ControlError> {
+        let mut searched = 0;
+        loop {
+            let new = self.ahead.get(searched..room.min(self.ahead.len())).unwrap_or_default();
             if let Some(place) = new.iter().position(|byte| *byte == b'\n') {
                 let mut line: Vec<u8> = self.ahead.drain(..=searched.saturating_add(place)).collect();
                 line.pop();
                 return Ok(Some(line));
             }
             searched = self.ahead.len();
-            if searched >= MAX_MESSAGE {
+            if searched >= room {
                 return Err(ControlError::Message);
             }
             let mut chunk = [0; 4096];
-            let room = chunk.get_mut(..MAX_MESSAGE.saturating_sub(searched).min(4096)).unwrap_or_default();
+            let piece = chunk.get_mut(..room.saturating_sub(searched).min(4096)).unwrap_or_default();
             let limit = self.stream.set_read_timeout(Some(left(end)?));
-            match limit.and_then(|()| self.stream.read(room)) {
+            match limit.and_then(|()| self.stream.read(piece)) {
                 Ok(0) if searched == 0 => return Ok(None),
                 Ok(0) => return Err(ControlError::Cut),
-                Ok(length) => self.ahead.extend_from_slice(room.get(..length).unwrap_or_default()),
+                Ok(length) => self.ahead.extend_from_slice(piece.get(..length).unwrap_or_default()),
                 Err(error) => self.bear("read", error)?,
             }
         }
