@@ -49,6 +49,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
     Ok(if list(&status, "mounts").any(is_gone) { Ended::Failed } else { Ended::Fine })
 }
 
+/// Counters by what they tell; those of a newer guard, which are not here, come at the end.
+const GROUPS: [(&str, &[&str]); 6] = [
+    ("questions", &["asked", "allowed", "denied", "tolerated", "repaired", "unanswered"]),
+    ("not judged", &["own_threads", "mode_off", "not_regular", "unasked"]),
+    ("judged by", &["known_hits", "recalled", "while_written", "looked_at_once", "handed_over", "hashed_bytes"]),
+    ("by kernel", &["ignored_known", "ignored_unasked", "heeded_again"]),
+    ("changes", &["renewed", "lease_breaks"]),
+    ("lost", &["creations_lost", "log_lines_dropped", "stalls"]),
+];
+
 fn text(status: &Value) -> String {
     let mut out = String::new();
     let mut row = |name: &str, value: &str| {
@@ -67,13 +77,73 @@ fn text(status: &Value) -> String {
             row("guarding", &what);
         }
     }
-    row("counted", &counts(status.get("counters").and_then(Value::as_object), Zeros::Shown));
+    let mut counters = status.get("counters").and_then(Value::as_object).cloned().unwrap_or_default();
+    for (group, names) in GROUPS {
+        let counted = names.iter().filter_map(|name| counters.remove(*name).map(|count| (name, count)));
+        row(group, &phrase(counted.map(|(name, count)| (*name, count))));
+    }
+    if !counters.is_empty() {
+        row("besides", &counts(Some(&counters), Zeros::Shown));
+    }
+    row("causes", &causes(status));
     row("failures", &counts(status.get("failures").and_then(Value::as_object), Zeros::Hidden));
     row("remembered", &counts(status.get("remembered").and_then(Value::as_object), Zeros::Shown));
+    row("waiting", &counts(status.get("queues").and_then(Value::as_object), Zeros::Shown));
+    row("answers", &latency(status));
     for what in list(status, "not_seen") {
         row("not seen", &word(Some(what)));
     }
     out
+}
+
+/// What became of files that did not pass, by cause.
+fn causes(status: &Value) -> String {
+    let all = status.get("causes").and_then(Value::as_object);
+    let happened = all.into_iter().flatten().filter_map(|(cause, verdicts)| {
+        let verdicts = counts(verdicts.as_object(), Zeros::Hidden);
+        (verdicts != NONE).then(|| format!("{cause}: {verdicts}"))
+    });
+    Some(happened.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty()).unwrap_or_else(|| NONE.into())
+}
+
+/// How soon questions were answered: the bounds within which the half, 99 of 100, and all of them are.
+fn latency(status: &Value) -> String {
+    let latency = status.get("latency");
+    let number = |bucket: &Value, name| bucket.get(name).and_then(Value::as_u64);
+    let buckets: Vec<(Option<u64>, u64)> = latency
+        .into_iter()
+        .flat_map(|latency| list(latency, "buckets"))
+        .map(|bucket| (number(bucket, "le_microseconds"), number(bucket, "count").unwrap_or(0)))
+        .collect();
+    let all: u64 = buckets.iter().map(|(_, count)| count).sum();
+    if all == 0 {
+        return NONE.into();
+    }
+    let within = |percent: u64| {
+        let wanted = all.saturating_mul(percent).div_ceil(100);
+        let mut below = 0_u64;
+        let last = buckets.iter().find(|(_, count)| {
+            below = below.saturating_add(*count);
+            below >= wanted
+        });
+        last.and_then(|(bound, _)| *bound).map_or_else(|| "more than 16 s".into(), duration)
+    };
+    let sum = latency.and_then(|latency| number(latency, "sum_microseconds")).unwrap_or(0);
+    format!(
+        "half within {}, 99 % within {}, all within {}; {} on average",
+        within(50),
+        within(99),
+        within(100),
+        duration(sum.checked_div(all).unwrap_or(0))
+    )
+}
+
+fn duration(microseconds: u64) -> String {
+    match microseconds {
+        0..10_000 => format!("{microseconds} µs"),
+        10_000..10_000_000 => format!("{} ms", microseconds / 1000),
+        _ => format!("{} s", microseconds / 1_000_000),
+    }
 }
 
 /// Whether a mount that was named at the start is not guarded any more.
@@ -98,14 +168,16 @@ fn word(value: Option<&Value>) -> String {
     }
 }
 
+const NONE: &str = "none";
+
 fn counts(map: Option<&Map<String, Value>>, zeros: Zeros) -> String {
-    let words: Vec<String> = map
-        .into_iter()
-        .flatten()
-        .filter(|(_, count)| zeros == Zeros::Shown || count.as_u64() != Some(0))
-        .map(|(name, count)| format!("{} {count}", name.replace('_', " ")))
-        .collect();
-    if words.is_empty() { "none".into() } else { words.join(", ") }
+    let all = map.into_iter().flatten().map(|(name, count)| (name.as_str(), count.clone()));
+    phrase(all.filter(|(_, count)| zeros == Zeros::Shown || count.as_u64() != Some(0)))
+}
+
+fn phrase<'n>(counts: impl Iterator<Item = (&'n str, Value)>) -> String {
+    let words: Vec<String> = counts.map(|(name, count)| format!("{} {count}", name.replace('_', " "))).collect();
+    if words.is_empty() { NONE.into() } else { words.join(", ") }
 }
 
 #[cfg(test)]
@@ -121,9 +193,24 @@ mod tests {
                 { "path": "/a", "filesystem": "ext4", "device": "loop0", "guarded": true },
                 { "path": "/b", "filesystem": "tmpfs", "device": "tmpfs", "guarded": false },
             ],
-            "counters": { "asked": 2, "log_lines_dropped": 0 },
+            "counters": { "log_lines_dropped": 0, "asked": 200, "denied": 3, "recalled": 4, "brand_new": 1 },
+            "causes": {
+                "invalid-hash": { "denied": 2, "tolerated": 1, "repaired": 0 },
+                "missing-hash": { "denied": 0, "tolerated": 0, "repaired": 0 },
+                "unknown": { "denied": 1, "tolerated": 0, "repaired": 0 },
+            },
             "failures": { "queue-overflow": 0, "hash-stalled": 1 },
             "remembered": { "known": 1 },
+            "queues": { "kernel": 0, "parked": 2 },
+            "latency": {
+                "sum_microseconds": 40_000_000,
+                "buckets": [
+                    { "le_microseconds": 16, "count": 100 },
+                    { "le_microseconds": 32_768, "count": 98 },
+                    { "le_microseconds": 16_777_216, "count": 1 },
+                    { "le_microseconds": null, "count": 1 },
+                ],
+            },
             "not_seen": ["mmap"],
         });
         let expected = "\
@@ -135,9 +222,18 @@ pid         7
 running     3 s
 guarding    /a (ext4 on loop0)
 not guarded /b (tmpfs on tmpfs): it has gone; if it is mounted again, restart the guard
-counted     asked 2, log lines dropped 0
+questions   asked 200, denied 3
+not judged  none
+judged by   recalled 4
+by kernel   none
+changes     none
+lost        log lines dropped 0
+besides     brand new 1
+causes      invalid-hash: denied 2, tolerated 1; unknown: denied 1
 failures    hash-stalled 1
 remembered  known 1
+waiting     kernel 0, parked 2
+answers     half within 16 µs, 99 % within 32 ms, all within more than 16 s; 200 ms on average
 not seen    mmap
 ";
         assert_eq!(text(&status), expected);

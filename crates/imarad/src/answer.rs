@@ -52,9 +52,11 @@ impl Guard {
     /// Takes a question in whose asker may be looked at so many times until he sleeps.
     fn ask(&mut self, pending: Pending, patience: u16) {
         if self.own_threads.contains(&pending.tid()) {
+            self.counters.own_threads += 1;
             return self.let_pass(pending, Pass::ourselves());
         }
         if let Some(pass) = Pass::mode_off(self.settings.mode) {
+            self.counters.mode_off += 1;
             return self.let_pass(pending, pass);
         }
         let facts = match file::facts(pending.file()) {
@@ -62,6 +64,7 @@ impl Guard {
             Err(error) => return self.fail_pending(pending, Failure::FactsUnreadable, &error.to_string()),
         };
         if !facts.is_regular() {
+            self.counters.not_regular += 1;
             return self.let_pass(pending, Pass::not_a_regular_file());
         }
         let masks = match self.masks_of(&pending) {
@@ -78,6 +81,7 @@ impl Guard {
         };
         match check::plan(&decision, self.settings) {
             Plan::Allow(pass) => {
+                self.counters.unasked += 1;
                 let key = Key::of(pending.file(), &facts);
                 if let Some(handle) = key.handle() {
                     // If he writes, nobody vouches for that.
@@ -174,10 +178,15 @@ impl Guard {
 
     /// The file of somebody who has been answered; gives the lease back when dropped, if he had one.
     pub(crate) fn answered(&mut self, answered: Answered) -> LateFd {
+        self.note_answer(&answered);
+        self.closer.late(answered.file, true)
+    }
+
+    pub(crate) fn note_answer(&mut self, answered: &Answered) {
+        self.counters.latency.add(answered.waited);
         if answered.sent.is_err() {
             self.counters.unanswered += 1;
         }
-        self.closer.late(answered.file, true)
     }
 
     /// Answers by the failure table.
@@ -199,10 +208,11 @@ impl Guard {
 
     /// The same, for somebody of whose file nothing is known.
     fn fail_pending(&mut self, pending: Pending, failure: Failure, why: &str) {
-        let answered = match failure.pass(self.settings.mode) {
-            Some(pass) => pending.allow(pass),
-            None => pending.deny(),
+        let (action, answered) = match failure.pass(self.settings.mode) {
+            Some(pass) => (Action::Allowed, pending.allow(pass)),
+            None => (Action::Denied, pending.deny()),
         };
+        self.counters.complained(Cause::Failed, action);
         let file = self.answered(answered);
         self.note_failure(failure, file.as_fd(), why);
     }
@@ -215,11 +225,7 @@ impl Guard {
         facts: &FileFacts,
         action: Action,
     ) {
-        match action {
-            Action::Denied => self.counters.denied += 1,
-            Action::Allowed => self.counters.tolerated += 1,
-            Action::Repaired => self.counters.repaired += 1,
-        }
+        self.counters.complained(complaint.cause, action);
         self.log.record(imara_integrity::audit::Record {
             operation: complaint.operation,
             cause: complaint.cause,

@@ -74,6 +74,7 @@ impl Guard {
         let fresh = seen.is_none();
         let seen = seen.or_else(|| self.look_at_once(&ask, Some(digest)));
         if ask.hold == Hold::Lease {
+            self.counters.known_hits += 1;
             let Some(look) = seen else {
                 // From here on his lease guards the digest, for whoever else would be told that it breaks.
                 self.inodes.forget_known(&key);
@@ -98,7 +99,10 @@ impl Guard {
         // still true: he has not written yet.
         self.inodes.forget_known(&key);
         match seen {
-            Some(look) => self.judge(ask, look),
+            Some(look) => {
+                self.counters.known_hits += 1;
+                self.judge(ask, look);
+            }
             None => self.look(ask),
         }
     }
@@ -113,7 +117,10 @@ impl Guard {
                 written.quiet = None;
             }
             return match check::while_written(Writable { good }) {
-                Some(pass) => self.let_pass(ask.pending, pass),
+                Some(pass) => {
+                    self.counters.while_written += 1;
+                    self.let_pass(ask.pending, pass);
+                }
                 None => self.look(ask),
             };
         }

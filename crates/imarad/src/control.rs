@@ -1,4 +1,5 @@
-//! The control socket: one JSON object a line, one answer each; docs/control.md is its description.
+//! The control socket: one JSON object a line, one answer each; docs/control.md is its description. Who speaks HTTP instead
+//! gets the same numbers in the format of Prometheus.
 //!
 //! Threads of their own talk to clients, so that slow or hostile ones cost the dispatcher nothing, nor each other: it
 //! gets finished commands through a short queue and answers into one.
@@ -15,7 +16,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::coverage;
+use crate::http;
 use crate::log::{Level, Log};
+use crate::metrics;
+use crate::obey::Reply;
 use crate::serve::{Command, Ordered};
 
 /// How long a client may take for one message, and the dispatcher for one answer.
@@ -126,14 +130,33 @@ fn busy(why: &str) -> Value {
 
 fn converse(connection: &mut Connection, orders: &Orders) -> anyhow::Result<()> {
     while let Some(line) = connection.receive()? {
+        if let Some(request) = http::Request::parse(&line) {
+            // One answer, then the connection is closed: such a client has nothing else to say.
+            connection.skip_header()?;
+            return Ok(connection.send_all(&scraped(&request, orders))?);
+        }
         let answer = match parse(&line) {
             Ok(Some(command)) => orders.give(command),
-            Ok(None) => coverage::answer(),
-            Err(error) => json!({ "ok": false, "error": error }),
+            Ok(None) => Reply::Other(coverage::answer()),
+            Err(error) => Reply::Other(json!({ "ok": false, "error": error })),
         };
-        connection.send(answer.to_string().as_bytes())?;
+        connection.send(&serde_json::to_vec(&answer)?)?;
     }
     Ok(())
+}
+
+/// The answer to a client that speaks HTTP.
+fn scraped(request: &http::Request<'_>, orders: &Orders) -> Vec<u8> {
+    if request.path != b"/metrics" {
+        return http::response(http::Code::NotFound, http::PLAIN, "there is /metrics and nothing else\n");
+    }
+    if request.method != b"GET" {
+        return http::response(http::Code::MethodNotAllowed, http::PLAIN, "GET is what can be done here\n");
+    }
+    match orders.give(Command::Status) {
+        Reply::Status(status) => http::response(http::Code::Fine, metrics::FORMAT, &metrics::text(&status)),
+        Reply::Other(refusal) => http::response(http::Code::Unavailable, http::PLAIN, &format!("{refusal}\n")),
+    }
 }
 
 /// What the dispatcher is asked; nothing, if the answer takes no dispatcher.
@@ -152,15 +175,15 @@ fn parse(line: &[u8]) -> Result<Option<Command>, String> {
 
 impl Orders {
     /// Has the dispatcher obey, and waits for its answer.
-    fn give(&self, command: Command) -> Value {
+    fn give(&self, command: Command) -> Reply {
         let (answer, answered) = sync_channel(1);
         let sent = self.commands.try_send((command, answer));
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = sent {
-            return busy("the guard has too many commands to obey");
+            return Reply::Other(busy("the guard has too many commands to obey"));
         }
         let _ = self.wake.wake();
         let late = json!({ "ok": false, "error": "the guard did not answer in time; it may still obey" });
-        answered.recv_timeout(PATIENCE).unwrap_or(late)
+        answered.recv_timeout(PATIENCE).unwrap_or(Reply::Other(late))
     }
 }
 

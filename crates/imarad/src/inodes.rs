@@ -443,6 +443,22 @@ impl Inodes {
         (self.known.len(), self.written.len(), self.busy.len())
     }
 
+    /// Files that may be known at most.
+    pub(crate) const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Known files that the kernel answers for.
+    pub(crate) fn ignored(&self) -> usize {
+        self.known.values().filter(|known| known.file.is_ignored()).count()
+    }
+
+    /// Openers who wait for a worker.
+    pub(crate) fn waiting(&self) -> usize {
+        let first = |task: &Task| matches!(task, Task::Judge(_) | Task::Repair(_) | Task::Renew(Renewing::Asked(_)));
+        self.busy.values().map(|busy| busy.waiting.len() + usize::from(busy.task.as_ref().is_some_and(first))).sum()
+    }
+
     /// Whether a label is being renewed, or will be in a moment.
     pub(crate) fn has_unfinished(&self, now: Instant) -> bool {
         let soon = |written: &Written| {

@@ -36,6 +36,7 @@ impl Guard {
             }
         };
         self.serial += 1;
+        self.counters.handed_over += 1;
         let (owner, size) = file::facts(file.as_fd()).map_or((Uid(0), 0), |facts| (facts.owner, facts.size));
         let file_system = self.filesystems.number(key.device());
         let progress = Arc::new(AtomicU64::new(0));
@@ -171,6 +172,7 @@ impl Guard {
     pub(crate) fn watch_progress(&mut self, now: Instant) {
         for (failure, task, waiting) in self.inodes.abandon_stuck(now, STALL) {
             let why = "no progress";
+            self.counters.stalls += 1;
             if let Some(task) = task {
                 self.give_up(task, failure, why);
             }

@@ -183,9 +183,13 @@ impl Guard {
             None => known,
             Some(algorithm) => match wanted.known(algorithm) {
                 Some(digest) => Some(digest),
-                None => Some(loaded?.hash(algorithm)),
+                None => {
+                    self.counters.hashed_bytes += size;
+                    Some(loaded?.hash(algorithm))
+                }
             },
         };
+        self.counters.looked_at_once += 1;
         Some(Look { sighting, label, digest })
     }
 }

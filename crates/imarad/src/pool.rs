@@ -148,6 +148,15 @@ pub(crate) struct Pool {
     reports: Receiver<Report>,
 }
 
+/// What the workers have to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// Jobs that have not begun.
+    pub(crate) jobs: usize,
+    /// Workers there are, busy or not.
+    pub(crate) workers: usize,
+}
+
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
@@ -155,6 +164,8 @@ struct Shared {
     home: Arc<Home>,
     out: Sender<Report>,
     wake: Arc<Waker>,
+    /// Bytes hashed by all of them.
+    hashed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -194,7 +205,8 @@ impl Pool {
     /// No workers yet; they come with the work, and call `wake` after each report.
     pub(crate) fn new(apart: Apart, home: Arc<Home>, wake: Arc<Waker>) -> Self {
         let (out, reports) = channel();
-        let shared = Shared { state: Mutex::default(), work: Condvar::new(), home, out, wake };
+        let hashed = AtomicU64::new(0);
+        let shared = Shared { state: Mutex::default(), work: Condvar::new(), home, out, wake, hashed };
         Self { apart, shared: Arc::new(shared), reports }
     }
 
@@ -215,6 +227,17 @@ impl Pool {
     pub(crate) fn report(&self) -> Option<Report> {
         self.reports.try_recv().ok()
     }
+
+    /// Numbers for `imara status`.
+    pub(crate) fn load(&self) -> Load {
+        let state = self.shared.lock();
+        Load { jobs: state.queue.len(), workers: state.workers }
+    }
+
+    /// Bytes hashed up to now.
+    pub(crate) fn hashed(&self) -> u64 {
+        self.shared.hashed.load(Ordering::Relaxed)
+    }
 }
 
 /// A worker's place, given up when it ends or could not begin.
@@ -233,7 +256,7 @@ impl Shared {
 
     /// Works until there has been nothing to do for a while.
     fn serve(&self) {
-        let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new(), times: Times::Coarse };
+        let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new(), hashed: &self.hashed, times: Times::Coarse };
         while let Some(job) = self.next() {
             let shares = job.shares();
             let Job { key, serial, file, mount, work, progress, times, .. } = job;
@@ -277,11 +300,12 @@ impl Shared {
     }
 }
 
-struct Worker {
+struct Worker<'s> {
     hasher: FileHasher,
     label: Vec<u8>,
     /// Of the file system of the present job.
     times: Times,
+    hashed: &'s AtomicU64,
 }
 
 /// A file to be worked on.
@@ -305,7 +329,7 @@ impl Opened<'_> {
     }
 }
 
-impl Worker {
+impl Worker<'_> {
     fn work(&mut self, opened: &Opened<'_>, work: Work, progress: &AtomicU64) -> Done {
         match work {
             Work::Look(wanted) => match self.look(opened.file, wanted, progress) {
@@ -347,7 +371,11 @@ impl Worker {
         let mut tries = TRIES;
         loop {
             let size = file::facts(file.as_fd()).map_err(|error| error.to_string())?.size;
-            match self.hasher.hash(file.as_fd(), size, algorithm, progress) {
+            let before = progress.load(Ordering::Relaxed);
+            let hashed = self.hasher.hash(file.as_fd(), size, algorithm, progress);
+            // Nobody else counts there.
+            self.hashed.fetch_add(progress.load(Ordering::Relaxed).wrapping_sub(before), Ordering::Relaxed);
+            match hashed {
                 Ok(digest) => return Ok(digest),
                 Err(HashError::Short { .. }) if tries > 1 => tries -= 1,
                 Err(error) => return Err(error.to_string()),

@@ -23,9 +23,6 @@ use imara_linux::file::FileFacts;
 use crate::key::Key;
 use crate::look::{Label, Look, Sighting};
 
-/// Entries at most: about 22 MiB.
-const CAPACITY: usize = 131_072;
-
 /// What was seen, of many files.
 #[derive(Debug, Default)]
 pub(crate) struct Recall {
@@ -58,6 +55,9 @@ pub(crate) enum Recalled {
 }
 
 impl Recall {
+    /// Entries at most: about 22 MiB.
+    pub(crate) const CAPACITY: usize = 131_072;
+
     /// Whether this can be remembered: what was seen is settled, and the label is the digest's.
     pub(crate) fn takes(key: &Key, look: &Look) -> bool {
         let found = look.digest.is_some() && look.digest == digest_in(&look.label);
@@ -69,7 +69,7 @@ impl Recall {
         let (true, Some(handle)) = (Self::takes(&key, &look), key.handle()) else { return };
         let Look { sighting, label: Label::Value(label), .. } = look else { return };
         self.seen.insert(handle, Seen { device: key.device(), inode: key.inode(), followed, sighting, label });
-        if self.seen.len() > CAPACITY {
+        if self.seen.len() > Self::CAPACITY {
             self.seen.pop_front();
         }
     }

@@ -26,6 +26,7 @@ use crate::ignore::Ignoring;
 use crate::inodes::Inodes;
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
+use crate::obey::Reply;
 use crate::pool::Pool;
 use crate::recall::Recall;
 use crate::renew::Retries;
@@ -54,7 +55,7 @@ pub(crate) enum Command {
 }
 
 /// A command, and where its answer goes.
-pub(crate) type Ordered = (Command, SyncSender<serde_json::Value>);
+pub(crate) type Ordered = (Command, SyncSender<Reply>);
 
 /// Everything the dispatcher has.
 #[derive(Debug)]

@@ -195,10 +195,8 @@ impl Guard {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
             Verdict::Deny(_) => (false, ask.pending.deny()),
         };
+        self.note_answer(&answered);
         let file = self.closer.late(answered.file, hold.is_lease());
-        if answered.sent.is_err() {
-            self.counters.unanswered += 1;
-        }
         if let (Some(complaint), Some(asker)) = (outcome.complaint, asker) {
             let action = match (allowed, repaired) {
                 (false, _) => Action::Denied,

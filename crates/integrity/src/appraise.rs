@@ -63,6 +63,24 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 14] = [
+        Self::MissingHash,
+        Self::InvalidHash,
+        Self::ImaSignatureRequired,
+        Self::VeritySignatureRequired,
+        Self::InvalidSignature,
+        Self::InvalidVeritySignature,
+        Self::InvalidSignatureVersion,
+        Self::UnknownImaData,
+        Self::DeniedHashAlgorithm,
+        Self::NoVerityDigest,
+        Self::Unknown,
+        Self::Failed,
+        Self::NoXattrSupport,
+        Self::Unjudged,
+    ];
+
     /// The word of the audit record.
     #[must_use]
     pub const fn word(self) -> &'static str {

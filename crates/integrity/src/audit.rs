@@ -42,6 +42,9 @@ pub enum Action {
 }
 
 impl Action {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Denied, Self::Allowed, Self::Repaired];
+
     /// Our word.
     #[must_use]
     pub const fn name(self) -> &'static str {
