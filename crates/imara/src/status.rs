@@ -86,6 +86,7 @@ fn text(status: &Value) -> String {
         row("besides", &counts(Some(&counters), Zeros::Shown));
     }
     row("causes", &causes(status));
+    row("violations", &counts(status.get("violations").and_then(Value::as_object), Zeros::Hidden));
     row("failures", &counts(status.get("failures").and_then(Value::as_object), Zeros::Hidden));
     row("remembered", &counts(status.get("remembered").and_then(Value::as_object), Zeros::Shown));
     row("waiting", &counts(status.get("queues").and_then(Value::as_object), Zeros::Shown));
@@ -199,6 +200,7 @@ mod tests {
                 "missing-hash": { "denied": 0, "tolerated": 0, "repaired": 0 },
                 "unknown": { "denied": 1, "tolerated": 0, "repaired": 0 },
             },
+            "violations": { "ToMToU": 0, "open_writers": 5 },
             "failures": { "queue-overflow": 0, "hash-stalled": 1 },
             "remembered": { "known": 1 },
             "queues": { "kernel": 0, "parked": 2 },
@@ -230,6 +232,7 @@ changes     none
 lost        log lines dropped 0
 besides     brand new 1
 causes      invalid-hash: denied 2, tolerated 1; unknown: denied 1
+violations  open writers 5
 failures    hash-stalled 1
 remembered  known 1
 waiting     kernel 0, parked 2

@@ -25,6 +25,7 @@ use crate::closer::LateFd;
 use crate::failure::{Answer, Failure};
 use crate::key::Key;
 use crate::serve::Guard;
+use crate::violations::Opener;
 
 /// All ways of opening a file without executing it: for that the system calls are known.
 const ANY: &[Mask] = &[
@@ -75,10 +76,12 @@ impl Guard {
         let decision = match self.decide(&pending, masks, &facts) {
             Ok(decision) => decision,
             Err(why) => {
-                let ask = Ask::new(pending, facts, Decision::default());
+                let opener = self.note_opener(&pending, &facts, None);
+                let ask = Ask::new(pending, facts, Decision::default(), opener);
                 return self.fail(ask, Failure::AskerUnreadable, &why);
             }
         };
+        let opener = self.note_opener(&pending, &facts, Some(&decision));
         match check::plan(&decision, self.settings) {
             Plan::Allow(pass) => {
                 self.counters.unasked += 1;
@@ -88,10 +91,10 @@ impl Guard {
                     self.recall.forget_handle(handle);
                 }
                 self.writes_unasked(&key, &pending);
-                let file = self.passed(pending, pass);
+                let file = self.passed(pending, pass, opener);
                 self.ignore_unasked(file.as_fd(), &facts);
             }
-            Plan::Judge(_) => self.consider(Ask::new(pending, facts, decision)),
+            Plan::Judge(_) => self.consider(Ask::new(pending, facts, decision, opener)),
         }
     }
 
@@ -110,12 +113,12 @@ impl Guard {
         Ok(self.filesystems.decide(&self.policy, hook, masks, subject, facts))
     }
 
-    /// How the file may be being opened, as far as the policy wants to know; absent if that will be known in a moment.
+    /// How the file may be being opened, as far as anybody wants to know; absent if that will be known in a moment.
     fn masks_of(&self, pending: &Pending) -> Option<&'static [Mask]> {
         if pending.exec() {
             return Some(&[Mask::EXEC]);
         }
-        if !self.policy.depends_on_mask() {
+        if !self.policy.depends_on_mask() && !self.violations.is_watching() {
             return Some(&[Mask::READ]);
         }
         for _ in 0..YIELDS {
@@ -168,12 +171,19 @@ impl Guard {
 
     /// Lets somebody pass without having judged.
     pub(crate) fn let_pass(&mut self, pending: Pending, pass: Pass) {
-        drop(self.passed(pending, pass));
+        drop(self.passed(pending, pass, None));
     }
 
-    pub(crate) fn passed(&mut self, pending: Pending, pass: Pass) -> LateFd {
+    /// The same for somebody who waited to be judged.
+    pub(crate) fn let_ask_pass(&mut self, ask: Ask, pass: Pass) {
+        drop(self.passed(ask.pending, pass, ask.opener));
+    }
+
+    pub(crate) fn passed(&mut self, pending: Pending, pass: Pass, opener: Option<Opener>) -> LateFd {
         self.counters.allowed += 1;
-        self.answered(pending.allow(pass))
+        let answered = pending.allow(pass);
+        self.note_answered(opener, true, &answered);
+        self.answered(answered)
     }
 
     /// The file of somebody who has been answered; gives the lease back when dropped, if he had one.
@@ -191,11 +201,12 @@ impl Guard {
 
     /// Answers by the failure table.
     pub(crate) fn fail(&mut self, ask: Ask, failure: Failure, why: &str) {
-        let (asker, facts) = (ask.asker(), ask.facts);
+        let (asker, facts, opener) = (ask.asker(), ask.facts, ask.opener);
         let (action, answered) = match failure.pass(self.settings.mode) {
             Some(pass) => (Action::Allowed, ask.pending.allow(pass)),
             None => (Action::Denied, ask.pending.deny()),
         };
+        self.note_answered(opener, action == Action::Allowed, &answered);
         let file = self.answered(answered);
         self.note_failure(failure, file.as_fd(), why);
         if failure.row().answer == Answer::DenyIfEnforcing {

@@ -11,6 +11,7 @@ use imara_linux::{lease, task};
 
 use crate::key::Key;
 use crate::look::Look;
+use crate::violations::Opener;
 
 /// How often a question waits for the notice that its file is new.
 const PATIENCE: u8 = 50;
@@ -23,6 +24,8 @@ pub(crate) struct Ask {
     pub(crate) facts: FileFacts,
     pub(crate) decision: Decision,
     pub(crate) hold: Hold,
+    /// As whom he is counted among those who have the file open, if it is watched for violations.
+    pub(crate) opener: Option<Opener>,
     /// Whether what is known of the file comes from the second memory.
     pub(crate) recalled: bool,
     /// How often it was hashed in vain, because it changed.
@@ -32,9 +35,19 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    pub(crate) fn new(pending: Pending, facts: FileFacts, decision: Decision) -> Self {
+    pub(crate) fn new(pending: Pending, facts: FileFacts, decision: Decision, opener: Option<Opener>) -> Self {
         let key = Key::of(pending.file(), &facts);
-        Self { pending, key, facts, decision, hold: Hold::Nothing, recalled: false, tries: 0, patience: PATIENCE }
+        Self {
+            pending,
+            key,
+            facts,
+            decision,
+            hold: Hold::Nothing,
+            opener,
+            recalled: false,
+            tries: 0,
+            patience: PATIENCE,
+        }
     }
 
     pub(crate) const fn key(&self) -> Key {
@@ -47,14 +60,7 @@ impl Ask {
 
     /// Who asks. Must be read before the answer: afterwards he may be gone.
     pub(crate) fn asker(&self) -> Asker {
-        let tid = self.pending.tid();
-        Asker {
-            pid: tid,
-            uid: task::credentials(tid).ok().map(|subject| subject.uid),
-            login_uid: task::login_uid(tid).ok().map(|uid| uid.map_or(u32::MAX, |uid| uid.0)),
-            session: task::session_id(tid).ok().map(|session| session.unwrap_or(u32::MAX)),
-            comm: task::comm(tid).unwrap_or_default(),
-        }
+        asker(self.pending.tid())
     }
 
     /// Gives the lease on its descriptor back, if there is one.
@@ -62,6 +68,17 @@ impl Ask {
         if std::mem::replace(&mut self.hold, Hold::Nothing).is_lease() {
             let _ = lease::release(self.file());
         }
+    }
+}
+
+/// Who this thread is.
+pub(crate) fn asker(tid: i32) -> Asker {
+    Asker {
+        pid: tid,
+        uid: task::credentials(tid).ok().map(|subject| subject.uid),
+        login_uid: task::login_uid(tid).ok().map(|uid| uid.map_or(u32::MAX, |uid| uid.0)),
+        session: task::session_id(tid).ok().map(|session| session.unwrap_or(u32::MAX)),
+        comm: task::comm(tid).unwrap_or_default(),
     }
 }
 

@@ -119,7 +119,7 @@ impl Guard {
             return match check::while_written(Writable { good }) {
                 Some(pass) => {
                     self.counters.while_written += 1;
-                    self.let_pass(ask.pending, pass);
+                    self.let_ask_pass(ask, pass);
                 }
                 None => self.look(ask),
             };

@@ -135,7 +135,7 @@ impl FileSystems {
             let maps = imara_linux::mounts::mount_of_file(mount.as_fd()).is_ok_and(|mount| mount.id_mapped);
             let private = if maps { None } else { private_mount::of(mount.as_fd()).ok() };
             let private = private.map(|root| closer.late(root, false));
-            let unseen = FsMask::OPEN.union(FsMask::EXEC);
+            let unseen = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
             guarded.private =
                 private.filter(|private| group.ignore_mount(private.as_fd(), unseen).is_ok()).map(Arc::new);
         }

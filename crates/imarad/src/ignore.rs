@@ -185,6 +185,8 @@ impl Guard {
             // Of a writer who does not ask it is not known whether his changes are to be followed.
             return None;
         }
+        // Whoever opens what is measured may violate that, or have it violated.
+        let unwatched = !self.can_be_measured(facts);
         let passes = |foreseen: &Foreseen| {
             let passes = match check::plan(&foreseen.strictest, self.settings) {
                 Plan::Allow(_) => true,
@@ -192,9 +194,10 @@ impl Guard {
             };
             passes && !foreseen.effects_vary
         };
-        match (passes(&open), passes(&exec)) {
-            (true, true) => Some(FsMask::OPEN.union(FsMask::EXEC)),
-            (true, false) => Some(FsMask::OPEN),
+        let opened = FsMask::OPEN.union(FsMask::CLOSE_NOWRITE);
+        match (passes(&open) && unwatched, passes(&exec)) {
+            (true, true) => Some(opened.union(FsMask::EXEC)),
+            (true, false) => Some(opened),
             (false, true) => Some(FsMask::EXEC),
             (false, false) => None,
         }

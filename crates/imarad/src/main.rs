@@ -35,6 +35,7 @@ mod start;
 mod status;
 mod traces;
 mod verdict;
+mod violations;
 mod watchman;
 
 use std::path::PathBuf;

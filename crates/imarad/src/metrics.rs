@@ -21,6 +21,10 @@ pub(crate) fn text(status: &Status) -> String {
         page.sample(&name, &[], count.value);
     }
     page.causes(&status.causes);
+    page.family("violations_total", Kind::Counter, "Files that were measured and written to at the same time.");
+    for (cause, count) in &status.violations {
+        page.sample("violations_total", &[("cause", cause)], *count);
+    }
     page.family("failures_total", Kind::Counter, "Rows of the failure table: could not decide, or could not keep up.");
     for (word, count) in &status.failures {
         page.sample("failures_total", &[("failure", word)], *count);

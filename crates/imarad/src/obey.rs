@@ -30,6 +30,7 @@ impl Guard {
                     // Nothing is watched any more, so nothing that was known stays true.
                     self.inodes.forget_everything();
                     self.recall.clear();
+                    self.violations.forget();
                 }
                 self.log.say(Level::Warning, format!("imarad: mode {before} → {mode}"));
                 Reply::Other(serde_json::json!({ "ok": true, "before": before.name(), "mode": mode.name() }))
@@ -65,6 +66,7 @@ impl Guard {
                 .collect(),
             counters: self.counts(),
             causes: self.counters.causes().collect(),
+            violations: self.violations.counts().collect(),
             failures: self.counters.failures().collect(),
             remembered: self.remembered(),
             queues: self.queues(),

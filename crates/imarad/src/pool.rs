@@ -256,7 +256,8 @@ impl Shared {
 
     /// Works until there has been nothing to do for a while.
     fn serve(&self) {
-        let mut worker = Worker { hasher: FileHasher::default(), label: Vec::new(), hashed: &self.hashed, times: Times::Coarse };
+        let mut worker =
+            Worker { hasher: FileHasher::default(), label: Vec::new(), hashed: &self.hashed, times: Times::Coarse };
         while let Some(job) = self.next() {
             let shares = job.shares();
             let Job { key, serial, file, mount, work, progress, times, .. } = job;

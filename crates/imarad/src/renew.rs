@@ -337,7 +337,7 @@ impl Guard {
     /// Lets somebody in to a good file, as the failure table says, of whose label it has been said already.
     fn pass_unlabelled(&mut self, ask: Ask) {
         if let Some(pass) = Failure::LabelNotWritten.pass(self.settings.mode) {
-            self.let_pass(ask.pending, pass);
+            self.let_ask_pass(ask, pass);
         }
     }
 }

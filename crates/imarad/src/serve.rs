@@ -1,7 +1,7 @@
 //! The dispatcher: one thread that takes every event and waits for nothing but events.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use imara_integrity::check::{Mode, Settings};
 use imara_integrity::policy::Policy;
+use imara_integrity::violation::Access;
 use imara_linux::epoll::{Epoll, Interest, Ready, Waker};
 use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, Pending, PermissionGroup};
 use imara_linux::file;
@@ -32,6 +33,7 @@ use crate::recall::Recall;
 use crate::renew::Retries;
 use crate::revisit::Revisit;
 use crate::status::Counters;
+use crate::violations::Violations;
 use crate::watchman::Life;
 
 /// Questions taken in at once before leases and workers are looked at again.
@@ -82,6 +84,7 @@ pub(crate) struct Guard {
     pub(crate) recall: Recall,
     pub(crate) ignoring: Ignoring,
     pub(crate) revisit: Revisit,
+    pub(crate) violations: Violations,
     pub(crate) retries: Retries,
     pub(crate) parked: VecDeque<(Instant, Ask)>,
     /// Those who ask and do not sleep yet, so that it cannot be seen how they open the file; how often to look again.
@@ -221,7 +224,18 @@ impl Guard {
         for event in events {
             match event? {
                 Event::Permission(pending) => self.asked(pending),
-                Event::CloseWrite { file, .. } => self.closed(self.closer.late(file, false)),
+                Event::CloseWrite { file, and_read, .. } => {
+                    let file = self.closer.late(file, false);
+                    self.note_closed(file.as_fd(), Access::Write);
+                    if and_read {
+                        self.note_closed(file.as_fd(), Access::Read);
+                    }
+                    self.closed(file);
+                }
+                Event::CloseRead { file, .. } => {
+                    let file = self.closer.late(file, false);
+                    self.note_closed(file.as_fd(), Access::Read);
+                }
                 Event::Overflow => self.note(Failure::QueueOverflow, "events are missing"),
                 Event::Unopenable { errno, .. } => {
                     let why = errno.map_or_else(
@@ -312,6 +326,7 @@ impl Guard {
         for (path, devices) in self.filesystems.take_gone(&marked) {
             self.inodes.forget_devices(&devices);
             self.recall.forget_devices(&devices);
+            self.violations.forget_devices(&devices);
             self.log.say(Level::Warning, format!("imarad: {} has gone and is no longer guarded", path.display()));
         }
     }

@@ -17,7 +17,7 @@ use imara_integrity::policy::{Family, Policy, Verb};
 use imara_linux::apart::{Apart, Giver, Home, Taker, handing_over};
 use imara_linux::control::Listener;
 use imara_linux::epoll::Waker;
-use imara_linux::fanotify::{FsMask, PermissionGroup};
+use imara_linux::fanotify::PermissionGroup;
 use imara_linux::hash::FileHasher;
 use imara_linux::lease::{self, LeaseSignal, LeaseSignals};
 use imara_linux::lock::{Lock, LockError};
@@ -41,6 +41,7 @@ use crate::renew::Retries;
 use crate::revisit::Revisit;
 use crate::serve::{Guard, Ordered};
 use crate::status::Counters;
+use crate::violations::Violations;
 use crate::watchman::{Life, Watchman};
 use crate::{control, policies};
 
@@ -220,6 +221,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         closer: threads.closer,
         log: threads.log,
         own_threads: threads.own.iter().collect(),
+        violations: Violations::of(&begun.policy),
         policy: begun.policy,
         policy_name: config.policy.clone(),
         settings: config.settings,
@@ -269,7 +271,7 @@ fn mark(guard: &Guard, mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<()> {
     for (path, mount) in mounts {
         guard
             .group
-            .mark_filesystem(mount.as_fd(), FsMask::GUARD)
+            .mark_filesystem(mount.as_fd(), guard.violations.mask())
             .map_err(refused(format!("{}: this file system cannot be guarded", path.display()), TRIED))?;
     }
     Ok(())

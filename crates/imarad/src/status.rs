@@ -106,6 +106,8 @@ pub(crate) struct Status {
     #[serde(serialize_with = "named")]
     pub(crate) causes: Vec<(&'static str, Verdicts)>,
     #[serde(serialize_with = "named")]
+    pub(crate) violations: Vec<(&'static str, u64)>,
+    #[serde(serialize_with = "named")]
     pub(crate) failures: Vec<(&'static str, u64)>,
     pub(crate) remembered: Remembered,
     pub(crate) queues: Queues,

@@ -75,7 +75,8 @@ impl Guard {
         if ask.hold == Hold::Writer && self.follows_all_writers(&ask.facts) {
             // Whoever opens the file for writing asks, and would have had it forgotten.
             if let Some(pass) = check::while_written(Writable { good: true }) {
-                let file = self.passed(ask.pending, pass);
+                self.counters.while_written += 1;
+                let file = self.passed(ask.pending, pass, ask.opener);
                 self.now_written(key, true, None, Some(file));
             }
             return;
@@ -121,7 +122,7 @@ impl Guard {
     /// Judges what was found.
     pub(crate) fn judge(&mut self, mut ask: Ask, look: Look) {
         let labels = match check::plan(&ask.decision, self.settings) {
-            Plan::Allow(pass) => return self.let_pass(ask.pending, pass),
+            Plan::Allow(pass) => return self.let_ask_pass(ask, pass),
             Plan::Judge(labels) => labels,
         };
         let label = look.label.as_read();
@@ -190,12 +191,13 @@ impl Guard {
         let good = outcome.good(repaired == Some(true));
         let asker = outcome.complaint.map(|_| ask.asker());
         let vouches = ask.hold == Hold::Writer && self.vouches(&ask, &look);
-        let (key, hold, facts, recalled) = (ask.key(), ask.hold, ask.facts, ask.recalled);
+        let (key, hold, facts, recalled, opener) = (ask.key(), ask.hold, ask.facts, ask.recalled, ask.opener);
         let (allowed, answered) = match outcome.verdict {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
             Verdict::Deny(_) => (false, ask.pending.deny()),
         };
         self.note_answer(&answered);
+        self.note_answered(opener, allowed, &answered);
         let file = self.closer.late(answered.file, hold.is_lease());
         if let (Some(complaint), Some(asker)) = (outcome.complaint, asker) {
             let action = match (allowed, repaired) {

@@ -95,6 +95,34 @@ impl fmt::Display for Record {
     ///
     /// `subj=` is left out: it belongs to the kernel's own LSM.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fields = Fields {
+            asker: &self.asker,
+            operation: self.operation.name(),
+            cause: self.cause.word(),
+            path: &self.path,
+            device: &self.device,
+            inode: self.inode,
+            result: 0,
+        };
+        write!(f, "{fields}")?;
+        write!(f, " action={}", self.action.name())
+    }
+}
+
+/// What the kernel's record says itself.
+pub(crate) struct Fields<'r> {
+    pub(crate) asker: &'r Asker,
+    pub(crate) operation: &'r str,
+    pub(crate) cause: &'r str,
+    pub(crate) path: &'r [u8],
+    pub(crate) device: &'r str,
+    pub(crate) inode: u64,
+    /// `res=`: 1 if what is told is no failure.
+    pub(crate) result: u8,
+}
+
+impl fmt::Display for Fields<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid={}", self.asker.pid)?;
         for (key, value) in
             [("uid", self.asker.uid.map(|uid| uid.0)), ("auid", self.asker.login_uid), ("ses", self.asker.session)]
@@ -103,13 +131,12 @@ impl fmt::Display for Record {
                 write!(f, " {key}={value}")?;
             }
         }
-        write!(f, " op={} cause={}", self.operation.name(), self.cause)?;
+        write!(f, " op={} cause={}", self.operation, self.cause)?;
         write!(f, " comm={}", Untrusted(&self.asker.comm))?;
         if !self.path.is_empty() {
-            write!(f, " name={}", Untrusted(&self.path))?;
+            write!(f, " name={}", Untrusted(self.path))?;
         }
-        write!(f, " dev={} ino={} res=0 errno=0", Untrusted(self.device.as_bytes()), self.inode)?;
-        write!(f, " action={}", self.action.name())
+        write!(f, " dev={} ino={} res={} errno=0", Untrusted(self.device.as_bytes()), self.inode, self.result)
     }
 }
 

@@ -16,3 +16,4 @@ pub mod label;
 mod mode;
 pub mod policy;
 mod verdict;
+pub mod violation;

@@ -74,7 +74,9 @@ impl FsMask {
     pub const EXEC: Self = Self(libc::FAN_OPEN_EXEC_PERM);
     /// `FAN_CLOSE_WRITE`: after a file that was open for writing is closed.
     pub const CLOSE_WRITE: Self = Self(libc::FAN_CLOSE_WRITE);
-    /// All three.
+    /// `FAN_CLOSE_NOWRITE`: after a file that was open, but not for writing, is closed.
+    pub const CLOSE_NOWRITE: Self = Self(libc::FAN_CLOSE_NOWRITE);
+    /// All but the last one.
     pub const GUARD: Self = Self::OPEN.union(Self::EXEC).union(Self::CLOSE_WRITE);
 
     /// The events of both.
@@ -196,12 +198,12 @@ impl PermissionGroup {
         self.mark(add | libc::FAN_MARK_IGNORED_MASK, file, what)
     }
 
-    /// Asks again about this file. When it returns, whoever opens the file asks.
+    /// Asks again about this file, and tells of its closes. When it returns, whoever opens the file asks.
     ///
     /// # Errors
     /// None that is known of, or closed.
     pub fn heed_inode(&self, file: BorrowedFd<'_>) -> Result<(), FanotifyError> {
-        let all = FsMask::OPEN.union(FsMask::EXEC);
+        let all = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
         match self.mark(libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK, file, all) {
             // There is no mark.
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
@@ -214,7 +216,7 @@ impl PermissionGroup {
     /// # Errors
     /// `ENOENT` or `EACCES` if `/proc` is not to be had, or closed.
     pub fn heed_path(&self, found: BorrowedFd<'_>) -> Result<(), FanotifyError> {
-        let all = FsMask::OPEN.union(FsMask::EXEC);
+        let all = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
         let link = CString::new(format!("/proc/self/fd/{}", found.as_raw_fd())).unwrap_or_default();
         let action = libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK;
         match self.fd.with(|group| group.mark_path(action, all.0, &link)).ok_or(FanotifyError::Closed)? {
@@ -391,8 +393,10 @@ impl Iterator for Events<'_> {
         Some(Ok(if permission {
             let answer = Answer { group: Arc::clone(&self.group), fd: file.as_raw_fd(), given: false };
             Event::Permission(Pending { answer, file, tid: event.pid, exec, read: self.read })
+        } else if event.mask & libc::FAN_CLOSE_WRITE != 0 {
+            Event::CloseWrite { file, pid: event.pid, and_read: event.mask & libc::FAN_CLOSE_NOWRITE != 0 }
         } else {
-            Event::CloseWrite { file, pid: event.pid }
+            Event::CloseRead { file, pid: event.pid }
         }))
     }
 }
@@ -412,6 +416,16 @@ pub enum Event {
     Permission(Pending),
     /// A file that was open for writing was closed.
     CloseWrite {
+        /// The file, open for reading.
+        file: OwnedFd,
+        /// Thread that closed it (process, before Linux 4.20); 0 if outside our pid namespace.
+        pid: i32,
+        /// Whether the same thread has closed it also where it was not open for writing: until they are read, the kernel
+        /// makes one event of all that a thread does with a file, so each may stand for several.
+        and_read: bool,
+    },
+    /// A file that was open, but not for writing, was closed.
+    CloseRead {
         /// The file, open for reading.
         file: OwnedFd,
         /// Thread that closed it (process, before Linux 4.20); 0 if outside our pid namespace.

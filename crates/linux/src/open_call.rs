@@ -27,6 +27,12 @@ impl OpenFlags {
         self.0 & 3 != 0
     }
 
+    /// Access mode 3: for `ioctl` alone, neither for reading nor for writing, though both permissions are asked for.
+    #[must_use]
+    pub fn is_for_neither(self) -> bool {
+        self.0 & 3 == 3
+    }
+
     /// `O_TRUNC`.
     #[must_use]
     pub fn truncates(self) -> bool {

@@ -329,7 +329,7 @@ pub(crate) fn complaints(lines: &[String]) -> Vec<Complaint> {
         let value = line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
         value.unwrap_or_else(|| panic!("no {key}= in {line:?}")).trim_matches('"').to_owned()
     };
-    let audit = lines.iter().filter(|line| line.contains(" cause="));
+    let audit = lines.iter().filter(|line| line.contains(" cause=") && !line.contains(" op=invalid_pcr "));
     audit
         .map(|line| Complaint {
             name: field(line, "name"),

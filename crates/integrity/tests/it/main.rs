@@ -10,3 +10,4 @@
 mod appraise;
 mod labels;
 mod policy;
+mod violation;

@@ -141,9 +141,30 @@ fn closing_a_file_that_was_open_for_writing_is_told_and_reading_is_not() {
         let mut buffer = EventBuffer::default();
         fs::read(&path).unwrap();
         drop(OpenOptions::new().append(true).open(&path).unwrap());
-        let Event::CloseWrite { file, pid } = next(&group, &mut buffer) else { panic!("{kind:?}") };
+        let Event::CloseWrite { file, pid, and_read: false } = next(&group, &mut buffer) else { panic!("{kind:?}") };
         let tid = rustix::thread::gettid().as_raw_nonzero().get();
         assert_eq!((file::facts(file.as_fd()).unwrap().size, pid), (6, tid), "{kind:?}");
+        assert!(group.read(&mut buffer).unwrap().next().is_none(), "{kind:?}");
+    });
+}
+
+#[test]
+fn closes_of_readers_are_told_if_asked_for_and_may_come_together_with_those_of_writers() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let path = scratch.path().join("file");
+        fs::write(&path, b"before").unwrap();
+        let group = guarded(scratch, FsMask::CLOSE_WRITE.union(FsMask::CLOSE_NOWRITE));
+        let mut buffer = EventBuffer::default();
+        drop(File::open(&path).unwrap());
+        let read = next(&group, &mut buffer);
+        assert!(matches!(read, Event::CloseRead { .. }), "{kind:?}: {read:?}");
+        drop(OpenOptions::new().append(true).open(&path).unwrap());
+        let written = next(&group, &mut buffer);
+        assert!(matches!(written, Event::CloseWrite { and_read: false, .. }), "{kind:?}: {written:?}");
+        drop((File::open(&path).unwrap(), OpenOptions::new().append(true).open(&path).unwrap()));
+        let both = next(&group, &mut buffer);
+        assert!(matches!(both, Event::CloseWrite { and_read: true, .. }), "{kind:?}: {both:?}");
         assert!(group.read(&mut buffer).unwrap().next().is_none(), "{kind:?}");
     });
 }
