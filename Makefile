@@ -42,5 +42,10 @@ deb: ## a Debian package, below target/deb
 	$(CARGO) build --release --workspace
 	@$(CARGO) run --quiet --release --package xtask -- deb
 
+deb-test: ## install, restart, kill, hang, upgrade, reboot and purge that package in a guest that runs systemd (root; many minutes)
+	@scripts/setup deb-test
+	$(CARGO) build --release --workspace
+	@$(CARGO) run --quiet --release --package xtask -- deb-test
+
 clean: ## remove everything that was built
 	rm -rf target fuzz/target

@@ -5,6 +5,7 @@ mod arrows;
 mod bench;
 mod ci;
 mod deb;
+mod deb_test;
 mod demo;
 mod fuzz;
 mod guard;
@@ -27,6 +28,11 @@ const CHORES: &[Chore] = &[
     ("bench", "[PART…]   time this against other programs and against being without it, as ratios", bench::run_bench),
     ("ci", "[STAGE…]  run all stages of continuous integration, or those that are named", ci::run),
     ("deb", "[VERSION] make a Debian package of the release binaries, below target/deb", deb::run_deb),
+    (
+        "deb-test",
+        "        install, restart, upgrade and purge that package in a guest that runs systemd",
+        deb_test::run_deb_test,
+    ),
     ("demo", "            label, guard and tamper with real files", demo::run_demo),
     (
         "race",

@@ -35,7 +35,8 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     run_within(command, LIMIT)
 }
 
-fn run_within(command: &mut Command, limit: Duration) -> Result<String> {
+/// The same for one that may take longer, or must not take that long.
+pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Result<String> {
     let piped = apart(command).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = piped.spawn().with_context(|| format!("cannot run {command:?}"))?;
     let group = Pid::from_raw(i32::try_from(child.id())?);
