@@ -22,6 +22,10 @@ const LANES: usize = 16;
 /// Threads of a lane at most. Each that stands still has up to [`AT_ONCE`] descriptors in hand.
 const CLOSERS: u64 = 4;
 
+/// How long a descriptor waits for others, to be handed over together with them: waking a thread for each would cost more
+/// than all else about a question.
+const LINGER: Duration = Duration::from_millis(1);
+
 /// How long a call waits for what is being closed.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -38,6 +42,8 @@ pub(crate) fn channels() -> Result<Channels, CallError> {
 pub(crate) struct Closer {
     apart: Apart,
     dropped: Dropped,
+    /// When the first of them was seen to wait.
+    since: Option<Instant>,
     /// The first is for files that have a name.
     lanes: Vec<Lane>,
     /// So many descriptors may wait to be closed; if there are more, the dispatcher takes no more for a moment.
@@ -107,7 +113,7 @@ impl Closer {
             let shared = Arc::new(Shared { taker, progress: Mutex::default(), parted: Condvar::new() });
             Lane { giver, shared, given: 0, given_files: 0, before: 0, closers: 0, left: Vec::new() }
         });
-        Self { apart, dropped: Dropped::default(), lanes: lanes.collect(), allowance }
+        Self { apart, dropped: Dropped::default(), since: None, lanes: lanes.collect(), allowance }
     }
 
     /// A descriptor that is closed later. `leased`: it holds a lease, which is to be given back at once even so.
@@ -115,8 +121,23 @@ impl Closer {
         LateFd { fd: Some(fd), leased, ignored: None, dropped: self.dropped.clone() }
     }
 
-    /// Hands over what has been dropped. To be called whenever there is nothing more urgent.
+    /// When something that has been dropped is to be [handed over](Self::flush_due); `None` if there is nothing.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<Instant> {
+        let waits = !lock(&self.dropped.0).is_empty() || self.lanes.iter().any(|lane| !lane.left.is_empty());
+        self.since = waits.then(|| self.since.unwrap_or(now));
+        self.since.map(|since| since + LINGER)
+    }
+
+    /// Hands over what has been dropped, if that is worth it: enough, or long enough ago.
+    pub(crate) fn flush_due(&mut self, now: Instant) {
+        if self.due(now).is_some_and(|due| due <= now) || lock(&self.dropped.0).len() >= AT_ONCE {
+            self.flush();
+        }
+    }
+
+    /// Hands over what has been dropped.
     pub(crate) fn flush(&mut self) {
+        self.since = None;
         let dropped = std::mem::take(&mut *lock(&self.dropped.0));
         for fd in dropped {
             let lane = lane_of(fd.as_fd());

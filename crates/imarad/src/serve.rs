@@ -160,7 +160,9 @@ impl Guard {
             }
             let parked = self.parked.front().map(|(due, _)| *due);
             let awake = self.awake.front().map(|(due, ..)| *due);
-            let until = [self.retries.next(), parked, awake].into_iter().flatten().fold(next_tick, Instant::min);
+            let closing = self.closer.due(now);
+            let timers = [self.retries.next(), parked, awake, closing];
+            let until = timers.into_iter().flatten().fold(next_tick, Instant::min);
             let timeout = until.saturating_duration_since(Instant::now());
             let tokens = epoll.wait(&mut ready, Some(timeout))?;
             let woken: Vec<Source> =
@@ -185,7 +187,7 @@ impl Guard {
             if is_ready(Source::Creations) {
                 self.counters.creations_lost += self.created.listen();
             }
-            self.closer.flush();
+            self.closer.flush_due(Instant::now());
             if self.closer.is_behind() {
                 // Each question brings a descriptor. Whoever asks now waits for a moment, instead of being refused by the
                 // kernel because there is none left.

@@ -372,6 +372,17 @@ pub(crate) fn realtime_signal(offset: c_int) -> Option<c_int> {
     (offset >= 0 && signal <= libc::SIGRTMAX()).then_some(signal)
 }
 
+/// `getrusage(RUSAGE_THREAD)`: how often the calling thread has given up its processor because it had to wait.
+pub(crate) fn voluntary_switches() -> i64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // NEEDED: neither std nor rustix has the call.
+    // SAFETY: the kernel writes one `rusage`, for which all bit patterns are valid, zeros too.
+    unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init().ru_nvcsw
+    }
+}
+
 /// `getsockopt(SO_PEERCRED)`: process id (0 if outside our pid namespace), user and group of the other end.
 pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };

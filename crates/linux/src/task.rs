@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::{CallError, Target};
 use crate::file::read_at;
+use crate::sys;
 
 /// `CAP_SETGID` of `include/uapi/linux/capability.h`.
 const CAP_SETGID: u32 = 6;
@@ -32,6 +33,13 @@ pub struct Status {
 #[must_use]
 pub fn own() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
+}
+
+/// How often the calling thread has had to wait for something since it began: for a disk, a lock, an event. Not how often
+/// it was sent away from its processor for others to have it.
+#[must_use]
+pub fn own_waits() -> i64 {
+    sys::voluntary_switches()
 }
 
 /// Process and credentials of a task.
@@ -196,6 +204,16 @@ mod tests {
         let mut parser = StatusParser::default();
         text.as_bytes().chunks(piece).any(|bytes| parser.feed(bytes));
         parser.finish()
+    }
+
+    #[test]
+    fn only_waiting_counts_as_waiting() {
+        let before = own_waits();
+        let spun = std::time::Instant::now();
+        while spun.elapsed() < std::time::Duration::from_millis(30) {}
+        assert_eq!(own_waits(), before, "others may have had the processor, but nothing was waited for");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert!(own_waits() > before);
     }
 
     #[test]
