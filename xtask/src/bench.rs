@@ -4,13 +4,16 @@
 //! median of the ratios of neighbouring runs. On a machine that is busy with other things wall time says little: where
 //! CPU time tells the same, that is what is judged.
 
+mod build;
 mod exec;
 mod first;
 mod label;
+mod memory;
 mod minimal;
 mod open;
 mod parallel;
 mod warm;
+mod write;
 
 use std::fs;
 use std::path::PathBuf;
@@ -36,6 +39,9 @@ const PARTS: &[Part] = &[
     ("first", "open a file for the first time, beside a guard that looks at nothing, and sha256sum", first::measure),
     ("exec", "execute a small program, beside no guard", exec::measure),
     ("parallel", "four who open files that are known, beside no guard", parallel::measure),
+    ("write", "write to files that are known, so that they get new labels, beside no guard", write::measure),
+    ("build", "build a crate in a guarded tree, beside no guard", build::measure),
+    ("memory", "the memory of a guard whose million files have been opened", memory::measure),
 ];
 
 /// What all parts have.
@@ -192,6 +198,13 @@ fn cost_of(work: impl FnOnce() -> Result<()>) -> Result<Cost> {
 fn thread_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     std::time::Duration::try_from(time).unwrap_or_default().as_secs_f64()
+}
+
+/// CPU seconds of all threads of a process, those that have ended too.
+fn process_seconds(process: u32) -> Result<f64> {
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(i32::try_from(process)?))?;
+    let time = nix::time::clock_gettime(clock)?;
+    Ok(std::time::Duration::from(time).as_secs_f64())
 }
 
 /// The first figure of `/proc/loadavg`: how many tasks wanted to run or waited for a disk, over the last minute.

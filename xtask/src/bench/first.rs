@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::minimal::Minimal;
-use super::{Bench, Cost, Figure, Goal, compared, cost, cost_of, median, thread_seconds, warm};
+use super::{Bench, Cost, Figure, Goal, compared, cost, cost_of, median, process_seconds, thread_seconds, warm};
 use crate::guard::Guard;
 use crate::interrupt;
 
@@ -121,18 +121,6 @@ fn watched(process: u32, work: impl FnOnce() -> Result<Opened>) -> Result<Opened
     let own = thread_seconds() - own;
     let cpu = own + process_seconds(process)? - before;
     Ok(Opened { cost: Cost { cpu, wall: cost.wall }, middle })
-}
-
-/// CPU seconds of all threads of a process: the first figure of each `schedstat`, in nanoseconds.
-fn process_seconds(process: u32) -> Result<f64> {
-    let mut nanoseconds = 0;
-    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-        let path = thread?.path().join("schedstat");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let figure = text.split(' ').next().unwrap_or_default();
-        nanoseconds += figure.parse::<u64>().with_context(|| format!("{} begins with {figure:?}", path.display()))?;
-    }
-    Ok(std::time::Duration::from_nanos(nanoseconds).as_secs_f64())
 }
 
 /// Each file was asked about, once.

@@ -31,8 +31,12 @@ pub(super) fn make(bench: &Bench<'_>, name: &str) -> Result<()> {
 
 /// Starts a guard for the whole file system.
 pub(super) fn guard(bench: &Bench<'_>) -> Result<Guard> {
-    let beside = bench.scratch.beside("guard");
-    Guard::start(&bench.binaries.join("imarad"), &beside, POLICY, &bench.scratch.mount())
+    guard_of(bench, &bench.scratch.mount())
+}
+
+/// Starts a guard for another one.
+pub(super) fn guard_of(bench: &Bench<'_>, mount: &Path) -> Result<Guard> {
+    Guard::start(&bench.binaries.join("imarad"), &bench.scratch.beside("guard"), POLICY, mount)
 }
 
 /// How often the kernel has asked the guard so far.
