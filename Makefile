@@ -2,13 +2,13 @@
 # Each installs the Debian packages it lacks when run as root, and else names them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench race build deb deb-test clean
+.PHONY: help demo test lint bench race race-broken soak build deb deb-test clean
 
 CARGO := scripts/cargo
 XTASK := $(CARGO) run --quiet --package xtask --
 
 help: ## list these targets
-	@awk -F ': .*## ' '/^[a-z-]+: .*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z-]+: .*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: ## label, guard and tamper with real files on a file system of its own (root; some seconds after the build)
 	@scripts/setup demo
@@ -32,6 +32,16 @@ race: ## race with the guard on each file system, a million opens each (root; a 
 	@scripts/setup test
 	$(CARGO) build --release --workspace
 	@$(CARGO) run --quiet --release --package xtask -- race --opens 1000000
+
+race-broken: ## race with three guards that are broken on purpose; fails if one of them is not found out (root; some minutes)
+	@scripts/setup test
+	$(CARGO) build --package imarad
+	@$(XTASK) race --broken --seconds 20 --scene reads,follow
+
+soak: ## real tools in a guarded file system for a quarter of an hour, and a guard that stands still (root)
+	@scripts/setup test
+	$(CARGO) build --release --workspace
+	@$(CARGO) run --quiet --release --package xtask -- soak
 
 build: ## release binaries in target/release
 	@scripts/setup build

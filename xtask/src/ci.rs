@@ -26,6 +26,7 @@ const STAGES: &[Stage] = &[
     ("deny", deny),
     ("test", || cargo(&["test", "--workspace", "--no-fail-fast"])),
     ("race", race),
+    ("soak", soak),
     ("fuzz", crate::fuzz::smoke),
     // The binaries that people get: tests run others, which have assertions and are not optimised.
     ("demo", demo),
@@ -100,6 +101,15 @@ fn race() -> Result<()> {
         return print_line!("skipped: the race needs root");
     }
     cargo(&["run", "--package", "xtask", "--quiet", "--", "race", "--seconds", "15"])
+}
+
+/// Two minutes of it. `make soak` is longer.
+fn soak() -> Result<()> {
+    cargo(&["build", "--package", "imarad", "--package", "xtask", "--quiet"])?;
+    if !geteuid().is_root() {
+        return print_line!("skipped: the soak needs root");
+    }
+    cargo(&["run", "--package", "xtask", "--quiet", "--", "soak", "--seconds", "100", "--busy"])
 }
 
 fn demo() -> Result<()> {

@@ -15,6 +15,7 @@ mod pure;
 mod race;
 mod run;
 mod scratch;
+mod soak;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ const CHORES: &[Chore] = &[
         "[OPTION…] race with the guard: whether a changed file ever gets through, or a good one not",
         race::run_race,
     ),
+    ("soak", "[--seconds N] [--busy] real tools in a guarded file system for a long time", soak::run_soak),
 ];
 
 fn main() -> ExitCode {

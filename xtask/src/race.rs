@@ -9,6 +9,7 @@
 //! them on all four in about 25 seconds; `--opens 1000000 --fs xfs --scene owners` is an example of more. The exit status
 //! is 1 if anything happened that should not have ([`findings::Wrong`] lists it all) and 2 if somebody hung.
 
+mod broken;
 mod dice;
 mod findings;
 mod follow;
@@ -32,7 +33,7 @@ use serde_json::Value;
 
 use self::dice::Dice;
 use self::options::{Length, Options, Scene};
-use self::place::Place;
+pub(crate) use self::place::{Kind, Place};
 use self::program::Runner;
 use self::stage::{Beat, Stage};
 use crate::guard::Guard;
@@ -54,19 +55,37 @@ pub(crate) fn run_race(arguments: &[String]) -> Result<()> {
     if arguments == ["--runner"] {
         return program::serve();
     }
+    if let Some((first, rest)) = arguments.split_first()
+        && first == "--broken"
+    {
+        let options = Options::parse(rest)?;
+        prepare()?;
+        return broken::race_with_each(|imarad| violations(&options, imarad));
+    }
     let options = Options::parse(arguments)?;
-    scratch::root_only("race")?;
+    prepare()?;
     let imarad = match &options.imarad {
         Some(path) => path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?,
         None => std::env::current_exe()?.with_file_name("imarad"),
     };
     ensure!(imarad.exists(), "{} is not built (run: cargo build --package imarad)", imarad.display());
+    let wrong = violations(&options, &imarad)?;
+    ensure!(wrong == 0, "{wrong} violations");
+    Ok(())
+}
+
+fn prepare() -> Result<()> {
+    scratch::root_only("race")?;
     scratch::own_mounts()?;
-    interrupt::watch()?;
+    interrupt::watch()
+}
+
+/// Plays all scenes on all file systems; how much went wrong.
+fn violations(options: &Options, imarad: &Path) -> Result<u64> {
     let mut wrong = 0;
     for kind in &options.kinds {
         let played = Place::with(*kind, |place| {
-            let scenes = options.scenes.iter().map(|scene| play(place, *scene, &options, &imarad));
+            let scenes = options.scenes.iter().map(|scene| play(place, *scene, options, imarad));
             scenes.sum::<Result<u64>>()
         });
         if let Err(error) = &played
@@ -77,8 +96,7 @@ pub(crate) fn run_race(arguments: &[String]) -> Result<()> {
         }
         wrong += played?;
     }
-    ensure!(wrong == 0, "{wrong} violations");
-    Ok(())
+    Ok(wrong)
 }
 
 /// Somebody does nothing any more.

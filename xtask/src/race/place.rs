@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -20,7 +21,7 @@ const TRIES: u32 = 50;
 
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Ext4,
     Xfs,
     Btrfs,
@@ -60,15 +61,17 @@ impl Kind {
 
 /// A mounted file system in a directory of its own.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     directory: PathBuf,
     pub(super) kind: Kind,
 }
 
 impl Place {
     /// Makes and mounts one, does the work, and removes all of it whatever has come out.
-    pub(super) fn with<T>(kind: Kind, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
-        let directory = std::env::temp_dir().join(format!("imara-race-{}-{}", kind.name(), std::process::id()));
+    pub(crate) fn with<T>(kind: Kind, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (kind_name, number) = (kind.name(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(format!("imara-race-{kind_name}-{}-{number}", std::process::id()));
         let made = fs::DirBuilder::new().mode(0o700).create(&directory);
         made.with_context(|| format!("cannot make {}", directory.display()))?;
         let place = Self { directory, kind };
@@ -112,12 +115,12 @@ impl Place {
     }
 
     /// Where it is mounted.
-    pub(super) fn mount(&self) -> PathBuf {
+    pub(crate) fn mount(&self) -> PathBuf {
         self.directory.join("mnt")
     }
 
     /// A directory beside the mount, for what must not be on it.
-    pub(super) fn beside(&self) -> &Path {
+    pub(crate) fn beside(&self) -> &Path {
         &self.directory
     }
 }

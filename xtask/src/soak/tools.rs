@@ -1,0 +1,130 @@
+//! The tools that work in the guarded file system.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use imara_linux::child::killed_with_us;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::root;
+
+/// A tool: its name, the program that has to be there, and what a shell does with it again and again, in a directory of
+/// the guarded file system.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tool {
+    name: &'static str,
+    needs: &'static str,
+    script: &'static str,
+}
+
+/// All of them. `$SOURCES` is this repository.
+pub(super) const ALL: [Tool; 5] = [
+    Tool {
+        name: "cargo",
+        needs: "cargo",
+        script: r#"rm -rf target; mkdir -p sources; git -C "$SOURCES" ls-files -z Cargo.toml Cargo.lock clippy.toml crates xtask |
+            (cd "$SOURCES" && xargs -0 tar -cf -) | tar -C sources -xf -
+            cd sources && CARGO_TARGET_DIR=../target cargo build --quiet --offline --jobs 2 --package imara-integrity"#,
+    },
+    Tool {
+        name: "git",
+        needs: "git",
+        script: r#"rm -rf one two; git init -q one; cd one; git config user.name soak; git config user.email soak@localhost
+            for round in 1 2 3 4 5; do
+                for file in 1 2 3 4 5 6 7 8 9; do echo "$round $file" > "file-$file"; done
+                git add .; git commit -q -m "$round"; git tag "round-$round"
+            done
+            cd ..; git clone -q --no-hardlinks one two; cd two
+            for round in 1 3 2 5 4; do git checkout -q "round-$round"; test "$(cat file-7)" = "$round 7"; done
+            git fsck --strict >/dev/null 2>&1; git gc -q; git status --porcelain | (! grep .)"#,
+    },
+    Tool {
+        name: "sqlite",
+        needs: "python3",
+        script: r#"python3 -c '
+import sqlite3
+for mode in ("delete", "wal", "truncate"):
+    base = sqlite3.connect("base-" + mode)
+    base.execute("pragma journal_mode=" + mode)
+    base.execute("create table if not exists t (a, b)")
+    for number in range(40):
+        with base:
+            base.execute("insert into t values (?, ?)", (number, "x" * number * 50))
+        if number % 10 == 0:
+            base.close(); base = sqlite3.connect("base-" + mode)
+    assert base.execute("pragma integrity_check").fetchone() == ("ok",)
+    with base:
+        base.execute("delete from t")
+    base.close()
+'"#,
+    },
+    Tool {
+        name: "dpkg",
+        needs: "dpkg-deb",
+        script: r#"rm -rf tree out; mkdir -p tree/DEBIAN tree/usr/share/soak out
+            printf 'Package: soak\nVersion: 1\nArchitecture: all\nMaintainer: soak <soak@localhost>\nDescription: soak\n' > tree/DEBIAN/control
+            cp /bin/true tree/usr/share/soak/program; for file in 1 2 3 4 5 6 7 8 9; do seq "$file" 2000 > "tree/usr/share/soak/$file"; done
+            dpkg-deb --build tree soak.deb >/dev/null; dpkg -x soak.deb out; out/usr/share/soak/program
+            for deb in /var/cache/apt/archives/*.deb; do test ! -e "$deb" || dpkg -x "$deb" out; done
+            diff -r tree/usr out/usr"#,
+    },
+    Tool {
+        name: "log rotation",
+        needs: "gzip",
+        script: r#"for round in 1 2 3 4 5 6; do
+                for line in 1 2 3 4 5 6 7 8 9; do echo "$round $line" >> log; tail -n 1 log >/dev/null; done
+                rm -f log.2.gz; test ! -e log.1 || { gzip -c log.1 > log.2.gz; zcat log.2.gz >/dev/null; }
+                mv log log.1; : > log
+            done
+            cp log.1 copied; : > copied; echo again >> copied; cat copied >/dev/null"#,
+    },
+];
+
+/// Has a tool work until it is over; says how often it came to its end. An error if it failed.
+pub(super) fn work(tool: Tool, mount: &Path, over: &AtomicBool) -> Result<String> {
+    let Tool { name, needs, script } = tool;
+    let there = Command::new("sh").args(["-c", "command -v \"$0\"", needs]).stdout(Stdio::null()).status()?;
+    if !there.success() {
+        return Ok(format!("{name}: skipped: needs {needs}"));
+    }
+    let directory = mount.join(name);
+    fs::create_dir(&directory)?;
+    let (mut rounds, script) = (0_u32, format!("set -eu\n{script}"));
+    while !over.load(Ordering::Relaxed) {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).current_dir(&directory).env("SOURCES", root()).stdin(Stdio::null());
+        let output = directory.with_extension(format!("out-{rounds}"));
+        let said = mount.parent().unwrap_or(mount).join(output.file_name().unwrap_or_default());
+        let file = fs::File::create(&said).with_context(|| format!("cannot make {}", said.display()))?;
+        shell.stdout(file.try_clone()?).stderr(file);
+        let child = killed_with_us(shell.process_group(0)).spawn().context("cannot run sh")?;
+        if let Some(failed) = wait(child, over)? {
+            bail!("{name}: {failed}: {}", fs::read_to_string(&said).unwrap_or_default());
+        }
+        fs::remove_file(&said)?;
+        rounds += 1;
+    }
+    Ok(format!("{name}: {rounds} rounds, the last one perhaps not to its end"))
+}
+
+/// Waits for a shell, and kills it with all it has begun when it is over; how it ended if it failed by itself.
+fn wait(mut child: Child, over: &AtomicBool) -> Result<Option<String>> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok((!status.success()).then(|| status.to_string()));
+        }
+        if over.load(Ordering::Relaxed) {
+            // It may have ended by itself just now.
+            let _ = killpg(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGKILL);
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
