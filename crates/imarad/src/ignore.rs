@@ -11,6 +11,7 @@
 //!
 //! A file is ignored when it is opened for the second time: what is opened once costs less without.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use imara_integrity::collect::Labels;
 use imara_integrity::policy::{Foreseen, Writers};
 use imara_linux::fanotify::{FanotifyError, FsMask, Marked};
 use imara_linux::file::{self, FileFacts};
-use imara_linux::handle::{FileHandle, short_handle};
+use imara_linux::handle::{FileHandle, file_handle};
 use imara_linux::notice::{Notice, NoticeBuffer, NoticeGroup};
 
 use crate::closer::LateFd;
@@ -35,6 +36,9 @@ use crate::traces::Traces;
 /// A file that was opened for writing is not ignored for at least this long, and at most twice as long.
 const LATELY: Duration = Duration::from_secs(300);
 
+/// Files that are remembered to have been found at most.
+const FOUND: usize = 65_536;
+
 /// Reads at once at most; one gives some 300 notices.
 const READS: usize = 8;
 
@@ -47,6 +51,9 @@ pub(crate) struct Ignoring {
     notices: NoticeGroup,
     buffer: NoticeBuffer,
     unasked: Traces,
+    /// Those of them that have been found after a change, and that the kernel has not been left since. Whoever changes
+    /// such a file again and again costs nothing more.
+    found: HashSet<FileHandle>,
     /// Files that were opened for writing lately, and before that: who writes to them again may do so with `O_NONBLOCK`,
     /// and would be sent away by the lease of a file that is ignored.
     written: [Traces; 2],
@@ -66,6 +73,7 @@ impl Ignoring {
             notices,
             buffer: NoticeBuffer::default(),
             unasked: Traces::default(),
+            found: HashSet::new(),
             written: <[Traces; 2]>::default(),
             turned: Instant::now(),
             possible: true,
@@ -96,6 +104,15 @@ impl Ignoring {
         if let Some(handle) = key.handle() {
             lately.insert(handle);
         }
+    }
+
+    /// The kernel has been told to ask about this file.
+    fn note_found(&mut self, file: BorrowedFd<'_>) {
+        if self.found.len() >= FOUND {
+            // They are only looked for once more.
+            self.found.clear();
+        }
+        self.found.extend(file_handle(file));
     }
 
     fn was_written_lately(&self, key: &Key) -> bool {
@@ -144,8 +161,10 @@ impl Guard {
         }
         let Some(what) = self.ignorable(facts, |_| false) else { return };
         // Without a handle nobody could find it again.
-        let Some(handle) = short_handle(file) else { return };
-        self.ignoring.unasked.insert(handle);
+        let Ok(handle) = file_handle(file) else { return };
+        let Some(short) = handle.short() else { return };
+        self.ignoring.unasked.insert(short);
+        self.ignoring.found.remove(&handle);
         if let Err(error) = self.group.ignore_inode(file, what) {
             let _ = self.group.heed_inode(file);
             return self.cannot_ignore(&error);
@@ -269,7 +288,7 @@ impl Guard {
                 self.retire(key, known);
             }
         }
-        if self.ignoring.unasked.may_contain(short) {
+        if self.ignoring.unasked.may_contain(short) && !self.ignoring.found.contains(handle) {
             self.revisit(*handle, Purpose::Heed);
         }
     }
@@ -297,8 +316,9 @@ impl Guard {
             Purpose::Renew => self.found_modified(file),
             Purpose::Heed => {
                 self.ignoring.heeded += 1;
-                if let Err(error) = self.group.heed_path(file.as_fd()) {
-                    self.note_failure(Failure::ChangeLost, file.as_fd(), &error.to_string());
+                match self.group.heed_path(file.as_fd()) {
+                    Ok(()) => self.ignoring.note_found(file.as_fd()),
+                    Err(error) => self.note_failure(Failure::ChangeLost, file.as_fd(), &error.to_string()),
                 }
             }
         }

@@ -39,6 +39,10 @@ use crate::watchman::Life;
 /// Questions taken in at once before leases and workers are looked at again.
 const BATCH: usize = 64;
 
+/// Answers of those who find files, and commands, taken at once: however many there are, openers come in between.
+const ANSWERS: usize = 8;
+const COMMANDS: usize = 4;
+
 /// How often idle memory is dropped, work is watched, and systemd is told that we live.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -276,6 +280,7 @@ impl Guard {
     fn serve_wake(&mut self) {
         // An error here means that there is nothing to take out.
         let _ = self.wake.drain();
+        let mut more = false;
         while let Some(report) = self.pool.report() {
             self.reported(report);
         }
@@ -285,17 +290,25 @@ impl Guard {
             }
         }
         self.keep_more();
-        while let Some((purpose, found)) = self.revisit.found() {
+        for _ in 0..ANSWERS {
+            let Some((purpose, found)) = self.revisit.found() else { break };
+            more = true;
             for file in found {
                 self.revisited(purpose, self.closer.late(file, false));
             }
         }
-        while let Ok((command, answer)) = self.commands.try_recv() {
+        for _ in 0..COMMANDS {
+            let Ok((command, answer)) = self.commands.try_recv() else { break };
+            more = true;
             let releases = matches!(command, Command::Release);
             let reply = self.obey(command);
             let send = move || drop(answer.try_send(reply));
             // Who asked for a release will unmount next.
             if releases { self.closer.afterwards(send) } else { send() }
+        }
+        if more {
+            // There may be more; but whoever waits for an answer comes in between.
+            let _ = self.wake.wake();
         }
     }
 

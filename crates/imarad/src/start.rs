@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use imara_integrity::event::Hook;
 use imara_integrity::policy::{Family, Policy, Verb};
-use imara_linux::apart::{Apart, Giver, Home, Taker, handing_over};
+use imara_linux::apart::{Apart, Home};
 use imara_linux::control::Listener;
 use imara_linux::epoll::Waker;
 use imara_linux::fanotify::PermissionGroup;
@@ -38,7 +38,7 @@ use crate::log::{Level, Log};
 use crate::pool::Pool;
 use crate::recall::Recall;
 use crate::renew::Retries;
-use crate::revisit::Revisit;
+use crate::revisit::{self, Revisit};
 use crate::serve::{Guard, Ordered};
 use crate::status::Counters;
 use crate::violations::Violations;
@@ -138,14 +138,14 @@ struct Sides {
     wake: Arc<Waker>,
     home: Arc<Home>,
     closing: Channels,
-    finding: (Giver, Taker),
+    finding: revisit::Channels,
     apart: Apart,
 }
 
 impl Sides {
     fn part() -> anyhow::Result<Self> {
         let (wake, home) = (Arc::new(Waker::new()?), Arc::new(Home::find()?));
-        let (closing, finding) = (closer::channels()?, handing_over()?);
+        let (closing, finding) = (closer::channels()?, revisit::channels()?);
         Ok(Self { wake, home, closing, finding, apart: Apart::part()? })
     }
 }
@@ -170,7 +170,7 @@ impl Threads {
         let closer = Closer::new(apart.clone(), closing, descriptors / 8);
         let (started, own) = channel();
         let _ = started.send(task::own());
-        let revisit = Revisit::start(&apart, Arc::clone(&home), Arc::clone(&wake), finding);
+        let revisit = Revisit::new(apart.clone(), Arc::clone(&home), Arc::clone(&wake), finding);
         let pool = Pool::new(apart, home, Arc::clone(&wake));
         let keeper = Keeper::start(&wake, &started)?;
         let (orders, commands) = sync_channel(16);

@@ -15,6 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::mpsc::{Sender, channel};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -120,6 +121,18 @@ impl Giver {
             Ok(_) => Ok(true),
             Err(rustix::io::Errno::AGAIN) => Ok(false),
             Err(error) => Err(CallError::new("sendmsg", self.0.as_fd(), error)),
+        }
+    }
+}
+
+impl Giver {
+    /// Waits for room, as long as it takes, though not longer than a second.
+    pub fn wait_for_room(&self) {
+        let mut ready = [PollFd::new(&self.0, PollFlags::OUT)];
+        let second = rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 };
+        // There is room, or memory is short, for which a moment may help.
+        if poll(&mut ready, Some(&second)) != Ok(0) {
+            std::thread::sleep(std::time::Duration::from_micros(50));
         }
     }
 }

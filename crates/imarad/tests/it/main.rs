@@ -22,6 +22,7 @@ mod fast;
 mod faults;
 mod faulty;
 mod files;
+mod flood;
 mod hardening;
 mod image;
 mod leases;
