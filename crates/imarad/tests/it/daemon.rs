@@ -77,6 +77,8 @@ pub(crate) enum Log {
     Unread,
     /// The pipe has no reader.
     Gone,
+    /// Whoever made the command has seen to it.
+    Elsewhere,
 }
 
 /// A running daemon.
@@ -127,9 +129,10 @@ impl Daemon {
         let mut child = command.spawn().unwrap();
         let watchdog = Watchdog::start(&child);
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let stderr = child.stderr.take().unwrap();
+        let stderr = child.stderr.take();
         let (reader, unread) = match log {
             Log::Read => {
+                let stderr = stderr.unwrap();
                 let heard = Arc::clone(&lines);
                 let reader = std::thread::spawn(move || {
                     for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
@@ -138,8 +141,8 @@ impl Daemon {
                 });
                 (Some(reader), None)
             }
-            Log::Unread => (None, Some(stderr)),
-            Log::Gone => {
+            Log::Unread => (None, stderr),
+            Log::Gone | Log::Elsewhere => {
                 drop(stderr);
                 (None, None)
             }

@@ -15,6 +15,7 @@ mod changing;
 mod coverage;
 mod crash;
 mod daemon;
+mod deadlocks;
 mod dispatcher;
 mod exposition;
 mod failures;
