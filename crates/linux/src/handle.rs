@@ -58,6 +58,18 @@ impl FileHandle {
         self.fsid
     }
 
+    /// The handle of another file of the same file system, of which the [`short_handle`] is known. Handles of one file system
+    /// are of one length.
+    #[must_use]
+    pub fn of_another(&self, short: &[u8; 24]) -> Option<Self> {
+        let (kind, bytes) = short.split_first_chunk::<4>()?;
+        let (bytes, rest) = bytes.split_at_checked(usize::from(self.length))?;
+        if rest.iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        Self::new(self.fsid, i32::from_le_bytes(*kind), bytes)
+    }
+
     pub(crate) fn parts(&self) -> (i32, usize, [u8; MAX_HANDLE]) {
         (self.kind, usize::from(self.length), self.bytes)
     }
@@ -157,6 +169,15 @@ mod tests {
         }
         assert!(FileHandle::new([1, 2], 3, &[0; MAX_HANDLE]).is_some());
         assert_eq!(FileHandle::new([1, 2], 3, &[0; MAX_HANDLE + 1]), None);
+    }
+
+    #[test]
+    fn a_short_handle_is_made_whole_again_by_another_of_its_file_system() {
+        let root = FileHandle::new([1, 2], 1, &[2, 0, 0, 0]).unwrap();
+        let file = FileHandle::new([1, 2], 1, &[9, 8, 0, 0]).unwrap();
+        assert_eq!(root.of_another(&file.short().unwrap()), Some(file));
+        let longer = FileHandle::new([1, 2], 1, &[9, 8, 0, 0, 1]).unwrap();
+        assert_eq!(root.of_another(&longer.short().unwrap()), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod fanotify;
 pub mod file;
 pub mod handle;
 pub mod hash;
+pub mod host_key;
 pub mod last_words;
 pub mod lease;
 pub mod limits;
@@ -23,6 +24,7 @@ pub mod notify;
 pub mod open_call;
 pub mod private_mount;
 pub mod signals;
+pub mod sync;
 mod sys;
 pub mod task;
 #[cfg(feature = "testing")]
