@@ -93,7 +93,8 @@ impl Demo {
         command
             .args(["guard", "--mode", "enforce", "--policy", "builtin:appraise_tcb"])
             .arg(&self.mount)
-            .env("IMARA_RUN_DIR", &self.run_dir);
+            .env("IMARA_RUN_DIR", &self.run_dir)
+            .env("IMARA_STATE_DIR", self.run_dir.with_file_name("state"));
         let guard = Guard::start(&mut command, PATIENCE)?;
         self.mode_is("enforce")?;
         Ok(guard)

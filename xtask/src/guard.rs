@@ -39,7 +39,8 @@ impl Guard {
         fs::create_dir_all(&run_dir)?;
         fs::write(&file, policy)?;
         let mut command = Command::new(imarad);
-        command.args(["--mode", "enforce", "--policy"]).arg(file).arg("--run-dir").arg(&run_dir).arg(mount);
+        command.args(["--mode", "enforce", "--policy"]).arg(file).arg("--run-dir").arg(&run_dir);
+        command.arg("--state-dir").arg(beside.join("state")).arg(mount);
         apart(&mut command).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {}", imarad.display()))?;
         let (out, errors) = (child.stdout.take(), child.stderr.take());

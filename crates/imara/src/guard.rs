@@ -43,6 +43,15 @@ pub(crate) struct Arguments {
     hash: HashAlgorithm,
     #[command(flatten)]
     run: RunDir,
+    /// Directory of the host key and the journal
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/imara", env = "IMARA_STATE_DIR")]
+    state_dir: PathBuf,
+    /// What happens to files that were being written at a power cut: relabel, deny or ask
+    #[arg(long, value_name = "WHAT", default_value = "relabel", value_parser = ["relabel", "deny", "ask"])]
+    recover: String,
+    /// Who waits until it is written down that a file is being written: all, labelled (not for new files) or off
+    #[arg(long, value_name = "WHO", default_value = "all", value_parser = ["all", "labelled", "off"])]
+    journal: String,
     /// Mount points of the file systems to guard
     #[arg(required = true, value_name = "MOUNT")]
     mounts: Vec<PathBuf>,
@@ -66,6 +75,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         .args(["--mode", arguments.mode.name(), "--hash", arguments.hash.name()])
         .arg(joined("--policy=", &arguments.policy))
         .arg(joined("--run-dir=", arguments.run.run_dir.as_os_str()))
+        .arg(joined("--state-dir=", arguments.state_dir.as_os_str()))
+        .args(["--recover", &arguments.recover, "--journal", &arguments.journal])
         .arg("--")
         .args(&arguments.mounts)
         .exec();

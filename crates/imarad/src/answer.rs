@@ -149,7 +149,10 @@ impl Guard {
         }
         match lease::take(pending.file(), self.leases.signal()) {
             Ok(Taken::Held) => drop(lease::release(pending.file())),
-            Ok(Taken::Writer) | Err(_) => self.inodes.disown(key),
+            Ok(Taken::Writer) | Err(_) => {
+                self.inodes.disown(key);
+                self.journal.disown(key);
+            }
         }
     }
 

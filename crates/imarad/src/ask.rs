@@ -28,6 +28,8 @@ pub(crate) struct Ask {
     pub(crate) opener: Option<Opener>,
     /// Whether what is known of the file comes from the second memory.
     pub(crate) recalled: bool,
+    /// Whether the journal has been waited for on its behalf.
+    pub(crate) noted: bool,
     /// How often it was hashed in vain, because it changed.
     pub(crate) tries: u8,
     /// How often it may still be parked.
@@ -45,6 +47,7 @@ impl Ask {
             hold: Hold::Nothing,
             opener,
             recalled: false,
+            noted: false,
             tries: 0,
             patience: PATIENCE,
         }

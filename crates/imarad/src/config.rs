@@ -12,10 +12,14 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::log::Sink;
+use crate::recover::Recover;
 use crate::start::refused;
 
 /// Where the socket and the lock live unless told otherwise.
 pub(crate) const RUN_DIR: &str = "/run/imara";
+
+/// Where the host key and the journal live unless told otherwise.
+pub(crate) const STATE_DIR: &str = "/var/lib/imara";
 
 /// The policy unless told otherwise: appraise all files owned by root.
 pub(crate) const POLICY: &str = imara_integrity::policy::DEFAULT_SOURCE;
@@ -31,8 +35,39 @@ pub(crate) struct Config {
     pub(crate) mounts: Vec<PathBuf>,
     /// Directory of the control socket and the lock.
     pub(crate) run_dir: PathBuf,
+    /// Directory of the host key and the journal.
+    pub(crate) state_dir: PathBuf,
+    /// What happens to files that were being written when a guard stopped.
+    pub(crate) recover: Recover,
+    /// Whether there is a journal.
+    pub(crate) journal: Keeping,
     /// Where log lines go.
     pub(crate) log: Sink,
+}
+
+/// Whether a journal is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    /// It is, and everybody waits for it who may write to a file.
+    #[default]
+    All,
+    /// The same, but whoever creates a file does not wait: a power cut within a moment may leave it refused.
+    Labelled,
+    /// Writers need not wait for the disk, and a power cut may leave files that are refused.
+    Off,
+}
+
+impl FromStr for Keeping {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "all" => Ok(Self::All),
+            "labelled" => Ok(Self::Labelled),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("unknown choice {name:?} for the journal (expected all, labelled or off)")),
+        }
+    }
 }
 
 /// `imara.toml`. Unknown keys are errors: a misspelt `mode` must not leave a host in another one.
@@ -51,6 +86,12 @@ struct File {
     hash: HashAlgorithm,
     #[serde(default = "default_run_dir", deserialize_with = "absolute")]
     run_dir: PathBuf,
+    #[serde(default = "default_state_dir", deserialize_with = "absolute")]
+    state_dir: PathBuf,
+    #[serde(default, deserialize_with = "parsed")]
+    recover: Recover,
+    #[serde(default, deserialize_with = "parsed")]
+    journal: Keeping,
     #[serde(default, deserialize_with = "sink")]
     log: Sink,
 }
@@ -69,6 +110,10 @@ const fn default_hash() -> HashAlgorithm {
 
 fn default_run_dir() -> PathBuf {
     RUN_DIR.into()
+}
+
+fn default_state_dir() -> PathBuf {
+    STATE_DIR.into()
 }
 
 fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(value: D) -> Result<T, D::Error> {
@@ -126,9 +171,10 @@ impl Config {
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
-        let File { mode, policy, mounts, hash, run_dir, log } =
+        let File { mode, policy, mounts, hash, run_dir, state_dir, recover, journal, log } =
             toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
-        Self { settings: Settings { mode, hash }, policy, mounts, run_dir, log }.checked()
+        let settings = Settings { mode, hash };
+        Self { settings, policy, mounts, run_dir, state_dir, recover, journal, log }.checked()
     }
 
     /// Refuses what cannot be meant.
@@ -151,6 +197,9 @@ mod tests {
             policy: POLICY.into(),
             mounts: vec!["/srv".into()],
             run_dir: RUN_DIR.into(),
+            state_dir: STATE_DIR.into(),
+            recover: Recover::Relabel,
+            journal: Keeping::All,
             log: Sink::Stderr,
         };
         assert_eq!(config, expected);
@@ -167,11 +216,12 @@ mod tests {
     #[test]
     fn every_key_is_taken() {
         let text = "mode = \"log\"\npolicy = \"/etc/ima/ima-policy\"\nmounts = [\"/\", \"/usr\"]\nhash = \"sha512\"\n\
-                    run_dir = \"/run/x\"\nlog = \"journald\"\n";
+                    run_dir = \"/run/x\"\nstate_dir = \"/x\"\nrecover = \"ask\"\njournal = \"off\"\nlog = \"journald\"\n";
         let config = Config::parse(text).unwrap();
         assert_eq!(config.settings, Settings { mode: Mode::Log, hash: HashAlgorithm::Sha512 });
         assert_eq!(config.policy, "/etc/ima/ima-policy");
         assert_eq!(config.mounts, [PathBuf::from("/"), PathBuf::from("/usr")]);
+        assert_eq!((config.state_dir, config.recover, config.journal), ("/x".into(), Recover::Ask, Keeping::Off));
         assert_eq!((config.run_dir, config.log), (PathBuf::from("/run/x"), Sink::Journal));
     }
 
@@ -205,7 +255,7 @@ mod tests {
                     1,
                     "mod = \"log\"",
                     3,
-                    "unknown field `mod`, expected one of `mode`, `policy`, `mounts`, `hash`, `run_dir`, `log`",
+                    "unknown field `mod`, expected one of `mode`, `policy`, `mounts`, `hash`, `run_dir`, `state_dir`, `recover`, `journal`, `log`",
                 ),
             ),
             (
@@ -244,6 +294,20 @@ mod tests {
                     "run_dir = \"run\"",
                     5,
                     "\"run\" does not begin with / (fix: name the whole path, such as \"/run/imara\")",
+                ),
+            ),
+            (
+                "mounts = [\"/\"]\nrecover = \"yes\"",
+                at(2, 11, "recover = \"yes\"", 5, "unknown recovery \"yes\" (expected relabel, deny or ask)"),
+            ),
+            (
+                "mounts = [\"/\"]\njournal = \"yes\"",
+                at(
+                    2,
+                    11,
+                    "journal = \"yes\"",
+                    5,
+                    "unknown choice \"yes\" for the journal (expected all, labelled or off)",
                 ),
             ),
             ("mounts = [\"/\"]\nlog = 1", at(2, 7, "log = 1", 1, "invalid type: integer `1`, expected a string")),

@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::inodes::Renewing;
 use crate::key::Key;
 use crate::look::Look;
+use crate::scribe::Waits;
 use crate::serve::Guard;
 
 /// How long a question waits for the notice that its file is new, each time.
@@ -61,10 +62,9 @@ impl Guard {
     /// The file was cut under our lease: `open(O_RDONLY|O_TRUNC)` is a reader to the kernel, which breaks no read lease
     /// for it and tells nobody of its close.
     fn consider_cut(&mut self, ask: Ask, key: Key) {
-        let good = self.inodes.take_known(&key).is_some_and(|known| self.was_good(&known));
-        if !good {
-            return self.look(ask);
-        }
+        let known = self.inodes.take_known(&key);
+        let Some(known) = known.filter(|known| self.was_good(known)) else { return self.look(ask) };
+        self.cover(key, &known.label, Some(ask.file()), Waits::Nobody);
         self.now_written(key, true, None, None);
         self.consider_written(ask, key);
     }
@@ -116,6 +116,8 @@ impl Guard {
             if let Some(written) = self.inodes.written_mut(&key) {
                 written.quiet = None;
             }
+            let ask = if good { self.cover_another(key, ask) } else { Some(ask) };
+            let Some(ask) = ask else { return };
             return match check::while_written(Writable { good }) {
                 Some(pass) => {
                     self.counters.while_written += 1;
@@ -137,7 +139,10 @@ impl Guard {
                 self.inodes.write(key, written);
                 self.park(ask);
             }
-            Some(look) if untouched => self.judge(ask, look),
+            Some(look) if untouched => {
+                self.journal.untouched(&key);
+                self.judge(ask, look);
+            }
             // The label may lag behind, so it is renewed before anybody reads.
             _ if good => self.renew(key, Renewing::Asked(Box::new(ask)), written.complained),
             _ => self.look(ask),

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use imara_integrity::check::{Outcome, Verdict};
 use imara_linux::file;
-use imara_linux::open_call::{OpenCall, open_call};
 
 use crate::ask::{Ask, Hold};
 use crate::closer::LateFd;
@@ -126,8 +125,9 @@ impl Guard {
         match who {
             Waiting::First { ask, outcome, look, repaired } => {
                 let key = ask.key();
-                // He may have been killed meanwhile, and others have come.
-                if self.inodes.is_known(&key) || self.inodes.busy_mut(&key).is_some() {
+                // He may have been killed meanwhile, and others have come, for whom perhaps nobody vouches.
+                let vouched = self.inodes.written(&key).is_some_and(|written| written.writable.good);
+                if !vouched || self.inodes.is_known(&key) || self.inodes.busy_mut(&key).is_some() {
                     return self.reconsider(*ask);
                 }
                 self.finish(*ask, *outcome, look, repaired);
@@ -135,8 +135,8 @@ impl Guard {
             Waiting::Another(ask) => self.reconsider(*ask),
             Waiting::Parting { key, look, mut file } => {
                 file.release();
-                // Unless that has been forgotten meanwhile.
-                if self.inodes.written(&key).is_some() {
+                // Unless that has been forgotten meanwhile, or nobody vouches for it any more.
+                if self.inodes.written(&key).is_some_and(|written| written.writable.good) {
                     self.now_written(key, true, Some(look), Some(file));
                 }
             }
@@ -181,9 +181,5 @@ impl Guard {
 
 /// Whether the asker surely does not write. Of `openat2(2)` and io_uring that cannot be told.
 fn only_reads(ask: &Ask) -> bool {
-    match open_call(ask.pending.tid()) {
-        Ok(Some(OpenCall::Exec)) => true,
-        Ok(Some(OpenCall::Flags(flags))) => !flags.writes() && !flags.truncates(),
-        Ok(Some(OpenCall::How) | None) | Err(_) => false,
-    }
+    Guard::may_write(&ask.pending) == Some(false)
 }

@@ -25,6 +25,8 @@ pub(crate) enum Failure {
     HashStalled,
     /// The label of a file that was changed by a good writer could not be renewed (file system full or read-only, …).
     LabelNotWritten,
+    /// A file that is going to be written to could not be noted in the journal (full, read-only, broken, or it hangs).
+    JournalNotWritten,
     /// The file gave no read lease, though not because of a writer (leases were switched off, or memory ran out).
     LeaseRefused,
     /// The kernel's signal queue was full: a lease may have been broken without our knowing.
@@ -56,7 +58,7 @@ pub(crate) struct Row {
 
 impl Failure {
     /// Every row.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::QueueOverflow,
         Self::EventUnreadable,
         Self::FactsUnreadable,
@@ -65,6 +67,7 @@ impl Failure {
         Self::ContentChanging,
         Self::HashStalled,
         Self::LabelNotWritten,
+        Self::JournalNotWritten,
         Self::LeaseRefused,
         Self::LeaseSignalLost,
         Self::ChangeLost,
@@ -81,6 +84,7 @@ impl Failure {
             Self::ContentChanging => ("content-changing", Answer::DenyIfEnforcing),
             Self::HashStalled => ("hash-stalled", Answer::DenyIfEnforcing),
             Self::LabelNotWritten => ("label-not-written", Answer::Allow),
+            Self::JournalNotWritten => ("journal-not-written", Answer::Allow),
             Self::LeaseRefused => ("lease-refused", Answer::Nobody),
             Self::LeaseSignalLost => ("lease-signal-lost", Answer::Nobody),
             Self::ChangeLost => ("change-lost", Answer::Nobody),
@@ -119,6 +123,7 @@ mod tests {
         }
         for mode in Mode::ALL {
             assert!(Failure::LabelNotWritten.pass(mode).is_some(), "the file is known to be good");
+            assert!(Failure::JournalNotWritten.pass(mode).is_some(), "it is only not covered");
         }
     }
 

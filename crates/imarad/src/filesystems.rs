@@ -146,6 +146,22 @@ impl FileSystems {
         self.by_device(device)?.private.clone()
     }
 
+    /// The same of the one with this number.
+    pub(crate) fn private_by_number(&self, number: usize) -> Option<Arc<LateFd>> {
+        self.guarded.get(number)?.private.clone()
+    }
+
+    /// Those that outlast a power cut, by number, with what identifies them.
+    pub(crate) fn lasting(&self) -> Vec<(usize, [u8; 16])> {
+        let lasts = |fs: &Guarded| fs.facts.name != "tmpfs" && fs.facts.uuid != [0; 16];
+        self.guarded
+            .iter()
+            .enumerate()
+            .filter(|(_, fs)| lasts(fs))
+            .map(|(number, fs)| (number, fs.facts.uuid))
+            .collect()
+    }
+
     /// The mounts of our own of the file systems that notices name so: one, or several if one is a copy of another.
     pub(crate) fn private_of(&self, fsid: [i32; 2]) -> Vec<Arc<LateFd>> {
         self.guarded.iter().filter(|fs| fs.fsid == Some(fsid)).filter_map(|fs| fs.private.clone()).collect()

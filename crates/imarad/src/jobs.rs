@@ -12,7 +12,7 @@ use crate::ask::{Hold, Repair};
 use crate::failure::Failure;
 use crate::inodes::{Busy, Renewing, Task};
 use crate::key::Key;
-use crate::pool::{Done, Job, Report, Work};
+use crate::pool::{Covered, Done, Job, Report, Work};
 use crate::serve::Guard;
 
 /// A worker that makes no progress for this long is given up.
@@ -59,12 +59,23 @@ impl Guard {
         let (file, own) = (busy.job.as_raw_fd(), busy.mount.as_ref().map(|mount| mount.as_raw_fd()));
         let (serial, times) = (self.serial, self.filesystems.times(key.device()));
         self.inodes.occupy(key, busy);
-        self.pool.submit(Job { key, serial, owner, file_system, size, times, file, mount: own, work, progress });
+        let cover = if matches!(work, Work::Renew(_)) { self.covered(key, file_system) } else { None };
+        self.pool.submit(Job { key, serial, owner, file_system, size, times, file, mount: own, work, progress, cover });
+    }
+
+    fn covered(&self, key: Key, file_system: usize) -> Option<Covered> {
+        let (scribe, handle) = (self.journal.scribe(file_system)?, key.handle()?);
+        Some(Covered { scribe, handle, inode: key.inode() })
     }
 
     /// A worker is done.
     pub(crate) fn reported(&mut self, report: Report) {
-        let Report { key, serial, done } = report;
+        let Report { key, serial, file_system, done, noted } = report;
+        match noted {
+            Some((Ok(id), label)) => self.journal.adopt(id, (key, file_system), Some(&label)),
+            Some((Err(why), _)) => self.not_noted(None, &why),
+            None => {}
+        }
         let Some(mut busy) = self.inodes.take_busy(&key, serial) else { return };
         self.inodes.note_move(&key);
         // A lease that was being broken for so long may have been taken from us, and the content with it.
@@ -72,6 +83,7 @@ impl Guard {
         self.done(key, &mut busy, done, trusted);
         if busy.disowned {
             self.inodes.disown(&key);
+            self.journal.disown(&key);
         }
         if let Some(file) = busy.closed.take() {
             self.closed(file);

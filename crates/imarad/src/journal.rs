@@ -211,7 +211,9 @@ impl Journal {
     /// A note of this file that is not on the disk yet.
     pub(crate) fn pending(&self, key: &Key) -> Option<u64> {
         let ids = self.by_file.get(key)?;
-        ids.iter().copied().find(|id| self.entries.get(id).is_some_and(|entry| !entry.on_disk && (self.creators_wait || entry.label.is_some())))
+        ids.iter().copied().find(|id| {
+            self.entries.get(id).is_some_and(|entry| !entry.on_disk && (self.creators_wait || entry.label.is_some()))
+        })
     }
 
     /// Lets somebody wait for a note.
@@ -244,6 +246,13 @@ impl Journal {
             // What it was before is on the disk.
             &[id] if self.entries.get(&id).is_some_and(|entry| entry.first) => self.strike(id),
             _ => self.at_rest(key),
+        }
+    }
+
+    /// Nobody vouches any more for what is being written to this file.
+    pub(crate) fn disown(&mut self, key: &Key) {
+        for id in self.by_file.get(key).cloned().unwrap_or_default() {
+            self.strike(id);
         }
     }
 
@@ -333,11 +342,9 @@ impl Journal {
         for entry in self.entries.values().filter(|entry| entry.at_rest.is_some()) {
             *resting.entry(entry.file_system).or_default() += 1;
         }
-        let long_ago =
-            |fs: &usize| self.synced.get(fs).is_none_or(|last| now.duration_since(*last) >= SYNC_EVERY);
-        let due = |(fs, count): &(usize, usize)| {
-            !self.syncing.contains_key(fs) && (end || *count >= SYNC_AT || long_ago(fs))
-        };
+        let long_ago = |fs: &usize| self.synced.get(fs).is_none_or(|last| now.duration_since(*last) >= SYNC_EVERY);
+        let due =
+            |(fs, count): &(usize, usize)| !self.syncing.contains_key(fs) && (end || *count >= SYNC_AT || long_ago(fs));
         resting.into_iter().filter(due).map(|(fs, _)| fs).collect()
     }
 

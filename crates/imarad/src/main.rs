@@ -1,15 +1,17 @@
 //! The guard: a daemon that is asked by the kernel before a file is opened, and answers.
 //!
 //! Read [`start`] for what it takes, [`serve`] for the loop, [`answer`] for the way of one question, [`renew`] for
-//! labels that follow changes, [`failure`] for what happens when something goes wrong.
+//! labels that follow changes, [`cover`] for the journal of what is being written, [`failure`] for what happens when something goes wrong.
 #![forbid(unsafe_code)]
 
 mod answer;
 mod ask;
+mod book;
 mod closer;
 mod config;
 mod consider;
 mod control;
+mod cover;
 mod coverage;
 mod created;
 mod failure;
@@ -19,6 +21,7 @@ mod http;
 mod ignore;
 mod inodes;
 mod jobs;
+mod journal;
 mod keeper;
 mod key;
 mod log;
@@ -28,8 +31,10 @@ mod obey;
 mod policies;
 mod pool;
 mod recall;
+mod recover;
 mod renew;
 mod revisit;
+mod scribe;
 mod serve;
 mod start;
 mod status;
@@ -46,7 +51,8 @@ use imara_integrity::check::{Mode, Settings};
 use imara_integrity::digest::HashAlgorithm;
 use imara_linux::last_words::MemoryOrEnd;
 
-use crate::config::Config;
+use crate::config::{Config, Keeping};
+use crate::recover::Recover;
 
 #[global_allocator]
 static MEMORY: MemoryOrEnd = MemoryOrEnd;
@@ -56,7 +62,7 @@ static MEMORY: MemoryOrEnd = MemoryOrEnd;
 #[command(name = "imarad", version, about)]
 struct Arguments {
     /// Take everything from this file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["mode", "policy", "hash", "run_dir", "mounts"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mode", "policy", "hash", "run_dir", "state_dir", "recover", "journal", "mounts"])]
     config: Option<PathBuf>,
     /// What happens to files that do not pass: enforce, log, fix or off
     #[arg(long, default_value = "enforce")]
@@ -70,6 +76,15 @@ struct Arguments {
     /// Directory of the control socket
     #[arg(long, default_value = config::RUN_DIR, env = "IMARA_RUN_DIR")]
     run_dir: PathBuf,
+    /// Directory of the host key and the journal
+    #[arg(long, default_value = config::STATE_DIR, env = "IMARA_STATE_DIR")]
+    state_dir: PathBuf,
+    /// What happens to files that were being written at a power cut: relabel, deny or ask
+    #[arg(long, default_value = "relabel")]
+    recover: Recover,
+    /// Who waits until it is written down that a file is being written: all, labelled (not for new files) or off
+    #[arg(long, default_value = "all")]
+    journal: Keeping,
     /// Mount points of the file systems to guard
     #[arg(required_unless_present = "config")]
     mounts: Vec<PathBuf>,
@@ -84,6 +99,9 @@ impl Arguments {
                 policy: self.policy,
                 mounts: self.mounts,
                 run_dir: self.run_dir,
+                state_dir: self.state_dir,
+                recover: self.recover,
+                journal: self.journal,
                 log: log::Sink::Stderr,
             }
             .checked(),

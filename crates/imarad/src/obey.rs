@@ -7,7 +7,7 @@ use crate::log::Level;
 use crate::pool::Load;
 use crate::recall::Recall;
 use crate::serve::{Command, Guard};
-use crate::status::{Count, Counters, Latency, Mount, Queues, Remembered, Status};
+use crate::status::{Count, Counters, JournalState, Latency, Mount, Queues, Remembered, Status};
 
 /// The answer to a command. Whoever asked turns it into text, which is not the dispatcher's time.
 #[derive(Debug, serde::Serialize)]
@@ -31,6 +31,7 @@ impl Guard {
                     self.inodes.forget_everything();
                     self.recall.clear();
                     self.violations.forget();
+                    self.journal.forget_writers();
                 }
                 self.log.say(Level::Warning, format!("imarad: mode {before} → {mode}"));
                 Reply::Other(serde_json::json!({ "ok": true, "before": before.name(), "mode": mode.name() }))
@@ -46,6 +47,7 @@ impl Guard {
     }
 
     fn status(&self) -> Status {
+        let (kept, writing, at_rest) = self.journal.counts();
         Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
@@ -71,6 +73,7 @@ impl Guard {
             remembered: self.remembered(),
             queues: self.queues(),
             latency: Latency::from(&self.counters.latency),
+            journal: JournalState { kept, writing, at_rest },
             not_seen: coverage::not_seen(),
         }
     }

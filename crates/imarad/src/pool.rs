@@ -23,8 +23,10 @@ use imara_linux::hash::{FileHasher, HashError};
 use imara_linux::private_mount;
 use imara_linux::xattr::{self, Refusal};
 
+use crate::book::Note;
 use crate::key::Key;
 use crate::look::{Label, Look, Sighting, Wanted};
+use crate::scribe::Scribe;
 
 /// Workers at most. More than processors, because they wait for disks more than they compute, and some may hang.
 const WORKERS: usize = 128;
@@ -79,7 +81,20 @@ pub(crate) struct Job {
     pub(crate) mount: Option<RawFd>,
     pub(crate) work: Work,
     pub(crate) progress: Arc<AtomicU64>,
+    /// Who has it noted that the file is going to have another label.
+    pub(crate) cover: Option<Covered>,
 }
+
+/// Which file it is in the journal.
+#[derive(Clone, Debug)]
+pub(crate) struct Covered {
+    pub(crate) scribe: Scribe,
+    pub(crate) handle: [u8; 24],
+    pub(crate) inode: u64,
+}
+
+/// The note about the new label: its number, or why there is none; and the label.
+pub(crate) type NewNote = (Result<u64, String>, Box<[u8]>);
 
 /// What a job takes part of, each of which is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,7 +149,9 @@ pub(crate) enum Done {
 pub(crate) struct Report {
     pub(crate) key: Key,
     pub(crate) serial: u64,
+    pub(crate) file_system: usize,
     pub(crate) done: Done,
+    pub(crate) noted: Option<NewNote>,
 }
 
 /// The workers, seen from the dispatcher.
@@ -256,14 +273,21 @@ impl Shared {
 
     /// Works until there has been nothing to do for a while.
     fn serve(&self) {
-        let mut worker =
-            Worker { hasher: FileHasher::default(), label: Vec::new(), hashed: &self.hashed, times: Times::Coarse };
+        let mut worker = Worker {
+            hasher: FileHasher::default(),
+            label: Vec::new(),
+            hashed: &self.hashed,
+            times: Times::Coarse,
+            cover: None,
+            noted: None,
+        };
         while let Some(job) = self.next() {
             let shares = job.shares();
-            let Job { key, serial, file, mount, work, progress, times, .. } = job;
+            let Job { key, serial, file_system, file, mount, work, progress, times, cover, .. } = job;
             worker.times = times;
             // It has begun. (Whoever waits for one that does not begin in time is answered too.)
             progress.fetch_add(1, Ordering::Relaxed);
+            worker.cover = cover.map(|cover| (cover, file_system));
             let done = match self.home.fetch(file) {
                 // Ours is closed before the report: the dispatcher may give the lease back, which it would keep.
                 Ok(file) => {
@@ -275,7 +299,8 @@ impl Shared {
             self.lock().ended(&shares);
             // That may let more than one job begin.
             self.work.notify_one();
-            if self.out.send(Report { key, serial, done }).is_err() {
+            let noted = worker.noted.take();
+            if self.out.send(Report { key, serial, file_system, done, noted }).is_err() {
                 return;
             }
             let _ = self.wake.wake();
@@ -307,6 +332,8 @@ struct Worker<'s> {
     /// Of the file system of the present job.
     times: Times,
     hashed: &'s AtomicU64,
+    cover: Option<(Covered, usize)>,
+    noted: Option<NewNote>,
 }
 
 /// A file to be worked on.
@@ -331,6 +358,15 @@ impl Opened<'_> {
 }
 
 impl Worker<'_> {
+    /// Has it noted that the file is going to have this label. It may reach the disk before the content does.
+    fn cover(&mut self, file: &OwnedFd, digest: &Digest) {
+        let Some((Covered { scribe, handle, inode }, file_system)) = self.cover.take() else { return };
+        let label: Box<[u8]> = label::encode_digest(digest).into();
+        let path = file::path_of(file.as_fd()).unwrap_or_default().into();
+        let note = Note { handle, inode, label: Some(label.clone()), path };
+        self.noted = Some((scribe.note_and_wait(file_system, note), label));
+    }
+
     fn work(&mut self, opened: &Opened<'_>, work: Work, progress: &AtomicU64) -> Done {
         match work {
             Work::Look(wanted) => match self.look(opened.file, wanted, progress) {
@@ -418,6 +454,7 @@ impl Worker<'_> {
                 Renewal::Keep => return Done::Renewed { look: look(digest), digest, wrote: false },
                 Renewal::Rehash(other) => algorithm = other,
                 Renewal::Write(digest) => {
+                    self.cover(file, &digest);
                     progress.fetch_add(1, Ordering::Relaxed);
                     return match opened.write_label(&digest) {
                         Ok(()) => {
@@ -453,6 +490,7 @@ mod tests {
                 mount: None,
                 work,
                 progress,
+                cover: None,
             });
         }
         std::iter::from_fn(|| state.take()).count()

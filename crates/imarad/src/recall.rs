@@ -112,11 +112,12 @@ impl Recall {
         self.seen.remove(&handle);
     }
 
-    /// Forgets the file that is remembered of those with this handle, because it was changed; says which, if that is to be
-    /// followed.
-    pub(crate) fn take_modified(&mut self, handle: [u8; 24]) -> Option<Key> {
+    /// Forgets the file that is remembered of those with this handle, because it was changed; says which, and the
+    /// label that it had, if that is to be followed.
+    pub(crate) fn take_modified(&mut self, handle: [u8; 24]) -> Option<(Key, Label)> {
         let seen = self.seen.remove(&handle)?;
-        seen.followed.then(|| Key::of_handle(seen.device, seen.inode, handle))
+        let key = Key::of_handle(seen.device, seen.inode, handle);
+        seen.followed.then_some((key, Label::Value(seen.label)))
     }
 
     /// Forgets all.

@@ -120,7 +120,8 @@ impl Guard {
         }
         let mut count = 0;
         for (handle, left) in files {
-            if self.settings.mode == Mode::Off || self.recover_file((file_system, mount), &root, handle, &left, recover) {
+            if self.settings.mode == Mode::Off || self.recover_file((file_system, mount), &root, handle, &left, recover)
+            {
                 count += 1;
             }
         }
@@ -168,7 +169,9 @@ impl Guard {
             }
             Recover::Ask => {
                 let path = String::from_utf8_lossy(&left.path).escape_debug().to_string();
-                let text = format!("imarad: {path} may have been half written when the last guard stopped; if it is right: imara label {path}");
+                let text = format!(
+                    "imarad: {path} may have been half written when the last guard stopped; if it is right: imara label {path}"
+                );
                 self.log.say(Level::Warning, text);
             }
             Recover::Deny => {}

@@ -28,6 +28,7 @@ use crate::inodes::{Busy, Known, Renewing, Task, Written};
 use crate::key::Key;
 use crate::look::{Label, Look, Sighting, Wanted};
 use crate::pool::Work;
+use crate::scribe::Waits;
 use crate::serve::Guard;
 
 /// How long a lease is tried for after a writer closed or a lease broke. The last `fput` of a writer, during which the
@@ -99,7 +100,8 @@ impl Guard {
     pub(crate) fn part(&mut self, key: Key, known: Known, look: Look, decision: Decision) {
         let Plan::Judge(labels) = check::plan(&decision, self.settings) else { return };
         let good = is_good(labels, &look, known.digest);
-        let mut file = known.file;
+        let file = if good { self.cover_parting(key, &look, known.file) } else { Some(known.file) };
+        let Some(mut file) = file else { return };
         file.release();
         self.now_written(key, good, Some(look), Some(file));
     }
@@ -122,6 +124,7 @@ impl Guard {
         let Ok(facts) = file::facts(known.file.as_fd()) else { return };
         if facts.size != known.sighting.size() {
             if self.was_good(&known) {
+                self.cover(key, &known.label, Some(known.file.as_fd()), Waits::Nobody);
                 self.now_written(key, true, None, Some(known.file));
             }
         } else if facts.links > 0 && self.filesystems.shows_changes(key.device()) {
@@ -148,6 +151,7 @@ impl Guard {
         }
         let Some(mut known) = self.inodes.take_known(&key) else { return };
         if self.was_good(&known) {
+            self.cover(key, &known.label, Some(known.file.as_fd()), Waits::Nobody);
             known.file.release();
             self.now_written(key, true, None, Some(known.file));
             self.try_renewal(key, 0);
@@ -187,7 +191,8 @@ impl Guard {
     /// A file was changed by somebody who did not ask: `truncate(2)`, or `open(O_RDONLY|O_TRUNC)`. Whether it was known to be
     /// good, and is to be found for its label to follow.
     pub(crate) fn modified(&mut self, handle: [u8; 24]) -> bool {
-        let Some(key) = self.recall.take_modified(handle) else { return false };
+        let Some((key, label)) = self.recall.take_modified(handle) else { return false };
+        self.cover(key, &label, None, Waits::Nobody);
         // Until it is found, whoever comes first has the label renewed.
         self.now_written(key, true, None, None);
         true
@@ -223,6 +228,7 @@ impl Guard {
             // is renewed then.
             (written.file, written.due) = (None, None);
             self.inodes.orphan(key);
+            self.journal.at_rest(&key);
             return;
         }
         written.file = Some(file);
@@ -258,6 +264,7 @@ impl Guard {
                 }
                 match written.before {
                     Some(look) if untouched => {
+                        self.journal.untouched(&key);
                         if let Some(digest) = look.digest {
                             self.know(key, Known::new(digest, look, file));
                         }
@@ -304,6 +311,7 @@ impl Guard {
             // The notice that we changed the label must not be taken for one that came after this.
             self.hear_all_changes();
         }
+        self.journal.at_rest(&key);
         match whose {
             Renewing::For(file) => self.know(key, Known::new(digest, look, file)),
             Renewing::Asked(ask) => self.looked(*ask, look),

@@ -25,6 +25,7 @@ use crate::failure::Failure;
 use crate::filesystems::{Changes, FileSystems};
 use crate::ignore::Ignoring;
 use crate::inodes::Inodes;
+use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::obey::Reply;
@@ -90,6 +91,7 @@ pub(crate) struct Guard {
     pub(crate) revisit: Revisit,
     pub(crate) violations: Violations,
     pub(crate) retries: Retries,
+    pub(crate) journal: Journal,
     pub(crate) parked: VecDeque<(Instant, Ask)>,
     /// Those who ask and do not sleep yet, so that it cannot be seen how they open the file; how often to look again.
     pub(crate) awake: VecDeque<(Instant, Pending, u16)>,
@@ -284,6 +286,7 @@ impl Guard {
         while let Some(report) = self.pool.report() {
             self.reported(report);
         }
+        self.hear_of_notes();
         while let Some((key, file)) = self.keeper.opened() {
             if let Some(file) = file {
                 self.kept(key, self.closer.late(file, false));
@@ -319,6 +322,7 @@ impl Guard {
             }
         }
         self.watch_progress(now);
+        self.watch_journal(now);
         self.closer.watch(now);
         self.say_what_has_gone();
         let _ = self.notifier.send(State::Watchdog);
@@ -342,6 +346,7 @@ impl Guard {
             self.inodes.forget_devices(&devices);
             self.recall.forget_devices(&devices);
             self.violations.forget_devices(&devices);
+            self.journal.file_system_gone(&devices);
             self.log.say(Level::Warning, format!("imarad: {} has gone and is no longer guarded", path.display()));
         }
     }
@@ -351,7 +356,7 @@ impl Guard {
         self.say(failure, why);
     }
 
-    fn say(&self, failure: Failure, why: &str) {
+    pub(crate) fn say(&self, failure: Failure, why: &str) {
         self.log.say(Level::Warning, format!("imarad: {}: {why}", failure.row().word));
     }
 
@@ -378,6 +383,7 @@ impl Guard {
         self.life.lets_go();
         self.group.close();
         self.inodes.forget_all_known();
+        self.end_journal();
         let open = self.inodes.good_writers();
         if open > 0 {
             let text = format!(

@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use imara_integrity::event::Hook;
+use imara_integrity::host_key::HostKey;
+use imara_integrity::journal::PURPOSE;
 use imara_integrity::policy::{Family, Policy, Verb};
 use imara_linux::apart::{Apart, Home};
 use imara_linux::control::Listener;
 use imara_linux::epoll::Waker;
 use imara_linux::fanotify::PermissionGroup;
 use imara_linux::hash::FileHasher;
+use imara_linux::host_key::{self, HostKeyError};
 use imara_linux::lease::{self, LeaseSignal, LeaseSignals};
 use imara_linux::lock::{Lock, LockError};
 use imara_linux::mounts::{self, MountWatch};
@@ -28,17 +31,20 @@ use imara_linux::signals::{self, Hangup, Signals};
 use imara_linux::{last_words, limits, mount_point, task};
 
 use crate::closer::{self, Channels, Closer};
-use crate::config::Config;
+use crate::config::{Config, Keeping};
 use crate::created::Created;
+use crate::failure::Failure;
 use crate::filesystems::FileSystems;
 use crate::ignore::Ignoring;
 use crate::inodes::Inodes;
+use crate::journal::{Beside, Journal};
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::pool::Pool;
 use crate::recall::Recall;
 use crate::renew::Retries;
 use crate::revisit::{self, Revisit};
+use crate::scribe::Scribe;
 use crate::serve::{Guard, Ordered};
 use crate::status::Counters;
 use crate::violations::Violations;
@@ -82,6 +88,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let sides = Sides::part()?;
     let mounts = open_mounts(&config.mounts)?;
     make_directory(&config.run_dir)?;
+    let key = journal_key(&config)?;
     let lock = take_lock(&config.run_dir.join("lock"), "another guard is running")?;
     let locks = lock_filesystems(&mounts)?;
     let mut guard = guard(&config, begun, sides, &mounts)?;
@@ -90,6 +97,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         error.into_iter().for_each(|error| guard.log.say(Level::Warning, format!("imarad: {fix}: {error}")));
     }
     let epoll = guard.ready()?;
+    begin_journal(&mut guard, &config, key, &mounts);
     if let Err(error) = mark(&guard, &mounts) {
         // Whoever reads why may be waiting for an answer about a file system that has been marked.
         guard.group.close();
@@ -161,6 +169,7 @@ struct Threads {
     revisit: Revisit,
     commands: Receiver<Ordered>,
     own: Receiver<i32>,
+    beside: Beside,
 }
 
 impl Threads {
@@ -171,6 +180,7 @@ impl Threads {
         let (started, own) = channel();
         let _ = started.send(task::own());
         let revisit = Revisit::new(apart.clone(), Arc::clone(&home), Arc::clone(&wake), finding);
+        let beside = Beside { apart: apart.clone(), home: Arc::clone(&home), wake: Arc::clone(&wake) };
         let pool = Pool::new(apart, home, Arc::clone(&wake));
         let keeper = Keeper::start(&wake, &started)?;
         let (orders, commands) = sync_channel(16);
@@ -179,7 +189,7 @@ impl Threads {
             "have a run directory that is root's own, mode 0700, or name another with --run-dir",
         ))?;
         control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
-        Ok(Self { log, wake, pool, keeper, closer, revisit, commands, own })
+        Ok(Self { log, wake, pool, keeper, closer, revisit, commands, own, beside })
     }
 }
 
@@ -231,6 +241,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         ignoring: Ignoring::new(changed),
         revisit: threads.revisit,
         retries: Retries::default(),
+        journal: Journal::new(threads.beside),
         parked: std::collections::VecDeque::new(),
         awake: std::collections::VecDeque::new(),
         counters: Counters::default(),
@@ -335,6 +346,48 @@ fn patiently<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Resul
 fn make_directory(path: &Path) -> anyhow::Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(refused(format!("cannot make the directory {}", path.display()), "run as root"))
+}
+
+/// The host key, made if there is none. A state directory that cannot be used (read-only, full) is no reason not to guard;
+/// a key that is no secret is.
+fn journal_key(config: &Config) -> anyhow::Result<Result<HostKey, String>> {
+    if config.journal == Keeping::Off {
+        return Ok(Err(String::new()));
+    }
+    let made = make_directory(&config.state_dir.join("journal"));
+    let path = config.state_dir.join("host.key");
+    match made.map(|()| host_key::load_or_make(&path)) {
+        Ok(Ok(key)) => Ok(Ok(key)),
+        Ok(Err(HostKeyError::Call(error))) => Ok(Err(error.to_string())),
+        Ok(Err(error)) => {
+            Err(refused("the host key is no secret", "look who could have read it, remove it, start again")(error))
+        }
+        Err(error) => Ok(Err(format!("{error:#}"))),
+    }
+}
+
+/// Opens the journals, and takes over what is in them. Without one everything goes on, but power cuts are not covered.
+fn begin_journal(guard: &mut Guard, config: &Config, key: Result<HostKey, String>, mounts: &[(PathBuf, OwnedFd)]) {
+    let file_systems = guard.filesystems.lasting();
+    if config.journal == Keeping::Off || file_systems.is_empty() {
+        return;
+    }
+    let (started, own) = channel();
+    let beside = guard.journal.beside().clone();
+    let scribe = key.and_then(|key| {
+        let place = (config.state_dir.join("journal"), key.derive(PURPOSE));
+        Scribe::start(&beside.apart, &started, beside.wake, place, file_systems)
+    });
+    drop(started);
+    match scribe {
+        Ok((scribe, noted, opened)) => {
+            guard.own_threads.extend(own.iter());
+            let usable = opened.iter().filter(|opened| opened.notes.is_ok()).map(|opened| opened.file_system);
+            guard.journal.begin((scribe, noted), usable.collect(), config.journal);
+            guard.recover(opened, mounts, config.recover);
+        }
+        Err(why) => guard.note(Failure::JournalNotWritten, &format!("power cuts are not covered: {why}")),
+    }
 }
 
 /// `taken` is what it means that somebody else holds it.

@@ -112,6 +112,7 @@ pub(crate) struct Status {
     pub(crate) remembered: Remembered,
     pub(crate) queues: Queues,
     pub(crate) latency: Latency,
+    pub(crate) journal: JournalState,
     pub(crate) not_seen: Vec<&'static str>,
 }
 
@@ -196,4 +197,15 @@ impl From<&Histogram> for Latency {
         let sum_microseconds = u64::try_from(histogram.sum().as_micros()).unwrap_or(u64::MAX);
         Self { sum_microseconds, buckets: histogram.buckets() }
     }
+}
+
+/// Files in the journal.
+#[derive(Debug, Serialize)]
+pub(crate) struct JournalState {
+    /// Whether there is one for any file system.
+    pub(crate) kept: bool,
+    /// Of files that may be open for writing.
+    pub(crate) writing: usize,
+    /// Of files that need not be on the disk yet.
+    pub(crate) at_rest: usize,
 }

@@ -188,6 +188,7 @@ impl Guard {
 
     /// Answers, then logs, then remembers. `repaired`: whether a repair that was due could be made.
     pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
+        let Some((ask, outcome, look)) = self.cover_first(ask, outcome, look, repaired) else { return };
         let good = outcome.good(repaired == Some(true));
         let asker = outcome.complaint.map(|_| ask.asker());
         let vouches = ask.hold == Hold::Writer && self.vouches(&ask, &look);

@@ -28,17 +28,23 @@ fn guard_becomes_the_daemon_beside_it_with_the_same_arguments() {
     let copied = with_stand_in("guard");
     let run = |arguments: &[&str]| -> Ran {
         let mut command = Command::new(&copied.program);
-        command.env_remove("IMARA_RUN_DIR").current_dir("/").arg("guard").args(arguments).output().unwrap().into()
+        command.env_remove("IMARA_RUN_DIR").env_remove("IMARA_STATE_DIR");
+        command.current_dir("/").arg("guard").args(arguments).output().unwrap().into()
     };
     let plain = run(&["/proc"]);
     assert_eq!(
         plain.out,
-        "[--mode][enforce][--hash][sha256][--policy=builtin:appraise_tcb][--run-dir=/run/imara][--][/proc]"
+        "[--mode][enforce][--hash][sha256][--policy=builtin:appraise_tcb][--run-dir=/run/imara]\
+         [--state-dir=/var/lib/imara][--recover][relabel][--journal][all][--][/proc]"
     );
     assert_eq!((plain.code, plain.err.as_str()), (Some(7), ""));
-    let full =
-        run(&["--mode", "log", "--hash", "sha512", "--policy", "builtin:tcb", "--run-dir", "/x y", "/proc", "/proc/"]);
-    assert_eq!(full.out, "[--mode][log][--hash][sha512][--policy=builtin:tcb][--run-dir=/x y][--][/proc][/proc/]");
+    let mut words = vec!["--mode", "log", "--hash", "sha512", "--policy", "builtin:tcb", "--run-dir", "/x y"];
+    words.extend(["--state-dir", "/y", "--recover", "ask", "--journal", "off", "/proc", "/proc/"]);
+    assert_eq!(
+        run(&words).out,
+        "[--mode][log][--hash][sha512][--policy=builtin:tcb][--run-dir=/x y][--state-dir=/y][--recover][ask]\
+         [--journal][off][--][/proc][/proc/]"
+    );
 }
 
 #[test]
@@ -47,6 +53,8 @@ fn guard_refuses_what_cannot_be_meant_before_it_becomes_anything() {
     for (arguments, word) in [
         (&["--mode", "permissive", "/"][..], "permissive"),
         (&["--hash", "sha257", "/"], "sha257"),
+        (&["--recover", "maybe", "/"], "maybe"),
+        (&["--journal", "maybe", "/"], "maybe"),
         (&["--policy", "builtin:nothing", "/"], "unknown built-in policy \"nothing\""),
         (&["--policy", "/nonexistent/policy", "/"], "cannot read the policy /nonexistent/policy"),
         (&["/nonexistent/mount"], "/nonexistent/mount: No such file or directory (os error 2) (fix: "),

@@ -56,7 +56,8 @@ impl Drop for RunDir {
 /// The command line of a daemon.
 pub(crate) fn command(run_dir: &Path, mode: &str, policy: &Path, mounts: &[&Path]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imarad"));
-    command.args(["--mode", mode, "--policy"]).arg(policy).arg("--run-dir").arg(run_dir).args(mounts);
+    command.args(["--mode", mode, "--policy"]).arg(policy).arg("--run-dir").arg(run_dir);
+    command.arg("--state-dir").arg(run_dir.join("state")).args(mounts);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

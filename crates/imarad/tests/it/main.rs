@@ -33,6 +33,7 @@ mod namespaces;
 mod operation;
 mod overlay;
 mod patterns;
+mod recovery;
 mod replay;
 mod second;
 mod slow;

@@ -50,7 +50,8 @@ fn the_policy_decides_what_is_judged() {
     // The policy that is used where none is named: all files of root, but not on tmpfs.
     let run_dir = RunDir::new();
     let mut command = Command::new(env!("CARGO_BIN_EXE_imarad"));
-    command.arg("--run-dir").arg(run_dir.path()).args([disk.path(), memory.path()]);
+    command.arg("--run-dir").arg(run_dir.path()).arg("--state-dir").arg(run_dir.path().join("state"));
+    command.args([disk.path(), memory.path()]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let daemon = Daemon::run(run_dir, command, Log::Read);
     assert!(is_refused(&on_disk) && !is_refused(&in_memory), "builtin:appraise_tcb");
@@ -115,9 +116,10 @@ fn a_guard_takes_everything_from_its_configuration_and_tells_systemd_when_it_is_
     let policy = run_dir.policy(EVERYTHING_OF_ROOT);
     let config = run_dir.path().join("imara.toml");
     let text = format!(
-        "mode = \"log\"\npolicy = {policy:?}\nmounts = [{:?}]\nrun_dir = {:?}\n",
+        "mode = \"log\"\npolicy = {policy:?}\nmounts = [{:?}]\nrun_dir = {:?}\nstate_dir = {:?}\n",
         scratch.path(),
-        run_dir.path()
+        run_dir.path(),
+        run_dir.path().join("state")
     );
     fs::write(&config, text).unwrap();
     let socket = run_dir.path().join("notify");

@@ -100,7 +100,13 @@ fn entries_cannot_be_left_out_moved_or_taken_from_another_journal() {
 
 #[test]
 fn what_a_later_version_wrote_ends_the_journal() {
-    for (version, kind, body) in [(2, WRITING, vec![0; 44]), (1, 9, vec![1]), (1, WRITING, vec![1; 43]), (1, AT_REST, vec![0; 7]), (1, BEGIN, vec![0; 32])] {
+    for (version, kind, body) in [
+        (2, WRITING, vec![0; 44]),
+        (1, 9, vec![1]),
+        (1, WRITING, vec![1; 43]),
+        (1, AT_REST, vec![0; 7]),
+        (1, BEGIN, vec![0; 32]),
+    ] {
         let (mut bytes, last, _) = journal();
         let at = bytes.len();
         bytes.extend(u16::try_from(body.len()).unwrap().to_le_bytes());
