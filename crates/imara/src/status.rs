@@ -72,7 +72,7 @@ fn text(status: &Value) -> String {
         let part = |name| word(mount.get(name));
         let what = format!("{} ({} on {})", part("path"), part("filesystem"), part("device"));
         if is_gone(mount) {
-            row("not guarded", &format!("{what}: it has gone; if it is mounted again, restart the guard"));
+            row("not guarded", &format!("{what}: it has gone; it is guarded again when it is mounted again"));
         } else {
             row("guarding", &what);
         }
@@ -223,7 +223,7 @@ version     0.1.0
 pid         7
 running     3 s
 guarding    /a (ext4 on loop0)
-not guarded /b (tmpfs on tmpfs): it has gone; if it is mounted again, restart the guard
+not guarded /b (tmpfs on tmpfs): it has gone; it is guarded again when it is mounted again
 questions   asked 200, denied 3
 not judged  none
 judged by   recalled 4

@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) policy: String,
     /// Mount points of the file systems to guard; at least one.
     pub(crate) mounts: Vec<PathBuf>,
+    /// Mount points of those that are guarded when they come.
+    pub(crate) later: Vec<PathBuf>,
     /// Directory of the control socket and the lock.
     pub(crate) run_dir: PathBuf,
     /// Directory of the host key and the journal.
@@ -82,6 +84,8 @@ struct File {
     policy: String,
     #[serde(default, deserialize_with = "some_mounts")]
     mounts: Vec<PathBuf>,
+    #[serde(default)]
+    mounts_later: Vec<PathBuf>,
     #[serde(default = "default_hash", deserialize_with = "usable_hash")]
     hash: HashAlgorithm,
     #[serde(default = "default_run_dir", deserialize_with = "absolute")]
@@ -171,16 +175,21 @@ impl Config {
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
-        let File { mode, policy, mounts, hash, run_dir, state_dir, recover, journal, log } =
+        let File { mode, policy, mounts, mounts_later: later, hash, run_dir, state_dir, recover, journal, log } =
             toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end()))?;
         let settings = Settings { mode, hash };
-        Self { settings, policy, mounts, run_dir, state_dir, recover, journal, log }.checked()
+        Self { settings, policy, mounts, later, run_dir, state_dir, recover, journal, log }.checked()
     }
 
     /// Refuses what cannot be meant.
     pub(crate) fn checked(self) -> anyhow::Result<Self> {
         check_hash(self.settings.hash)?;
-        check_mounts(&self.mounts)?;
+        if self.later.is_empty() {
+            check_mounts(&self.mounts)?;
+        }
+        if let Some(relative) = self.later.iter().find(|path| !path.is_absolute()) {
+            bail!("{relative:?} does not begin with / (fix: name the whole path of a mount point that comes later)");
+        }
         Ok(self)
     }
 }
@@ -196,6 +205,7 @@ mod tests {
             settings: Settings { mode: Mode::Enforce, hash: HashAlgorithm::Sha256 },
             policy: POLICY.into(),
             mounts: vec!["/srv".into()],
+            later: Vec::new(),
             run_dir: RUN_DIR.into(),
             state_dir: STATE_DIR.into(),
             recover: Recover::Relabel,
@@ -255,7 +265,7 @@ mod tests {
                     1,
                     "mod = \"log\"",
                     3,
-                    "unknown field `mod`, expected one of `mode`, `policy`, `mounts`, `hash`, `run_dir`, `state_dir`, `recover`, `journal`, `log`",
+                    "unknown field `mod`, expected one of `mode`, `policy`, `mounts`, `mounts_later`, `hash`, `run_dir`, `state_dir`, `recover`, `journal`, `log`",
                 ),
             ),
             (

@@ -13,7 +13,6 @@ use imara_linux::fanotify::{FsMask, PermissionGroup};
 use imara_linux::file::{FileFacts, Times};
 use imara_linux::handle::file_handle;
 use imara_linux::lease;
-use imara_linux::lock::Lock;
 use imara_linux::open_call::OpenCall;
 use imara_linux::private_mount;
 
@@ -45,12 +44,16 @@ pub(crate) struct Guarded {
     pub(crate) name: String,
     /// Its device, as in `/proc/self/mountinfo`. Files may show others: btrfs has one for each subvolume.
     device: (u32, u32),
+    /// The device that its root directory shows.
+    shown: (u32, u32),
     /// Keeps other guards away from it for as long as its mark is there.
-    lock: Option<Lock>,
+    pub(crate) lock: Option<LateFd>,
     /// Whether its mark is still there.
     pub(crate) marked: bool,
     /// A mount of our own, through which remembered files are held without keeping the public one busy.
     private: Option<Arc<LateFd>>,
+    /// Whether that mount was given up, because it was mounted nowhere else.
+    bereft: bool,
     /// As notices name it.
     fsid: Option<[i32; 2]>,
     times: Times,
@@ -73,6 +76,8 @@ pub(crate) struct Changes {
 #[derive(Debug, Default)]
 pub(crate) struct FileSystems {
     guarded: Vec<Guarded>,
+    /// Where others are awaited that need not be there at the start.
+    later: Vec<PathBuf>,
     devices: HashMap<(u32, u32), usize>,
     /// Mounts through which files show their own owners.
     plain: HashSet<u64>,
@@ -91,9 +96,20 @@ pub(crate) struct Foresight {
     pub(crate) writers: Writers,
 }
 
-impl FileSystems {
-    /// Adds one; `mount` is an open descriptor of its mount point.
-    pub(crate) fn add(&mut self, path: &Path, mount: &OwnedFd) -> anyhow::Result<()> {
+impl Guarded {
+    /// Its device, as in `/proc/self/mountinfo`.
+    pub(crate) const fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
+    /// Takes a mount of our own over.
+    pub(crate) fn keep_private(&mut self, private: Option<LateFd>) {
+        self.private = private.map(Arc::new);
+        self.bereft = false;
+    }
+
+    /// Looks at one; `mount` is an open descriptor of its mount point.
+    pub(crate) fn look(path: &Path, mount: &OwnedFd) -> anyhow::Result<Self> {
         let facts = imara_linux::file::facts(mount.as_fd())?;
         let found = imara_linux::mounts::filesystem_of(mount.as_fd())?;
         if let Some(why) = unfit(&found.name, lease::are_given_in(mount.as_fd())) {
@@ -101,26 +117,63 @@ impl FileSystems {
         }
         let entry = imara_linux::mounts::mount_of_file(mount.as_fd())?;
         let name = device_of(Path::new(&entry.source)).unwrap_or_else(|| found.name.clone());
-        self.devices.insert(facts.device, self.guarded.len());
-        self.devices.insert(entry.device, self.guarded.len());
-        self.guarded.push(Guarded {
+        Ok(Self {
             path: path.to_owned(),
             facts: found,
             name,
             device: entry.device,
+            shown: facts.device,
             lock: None,
             marked: true,
             private: None,
+            bereft: false,
             fsid: file_handle(mount.as_fd()).ok().map(|handle| handle.fsid()),
             times: imara_linux::file::times_of(mount.as_fd()),
             id_mapped: false,
             slow: None,
-        });
-        Ok(())
+        })
+    }
+}
+
+impl FileSystems {
+    /// None yet; some are awaited.
+    pub(crate) fn new(later: Vec<PathBuf>) -> Self {
+        Self { later, ..Self::default() }
+    }
+
+    /// Adds one, in the place of one that has gone from there, if it has.
+    pub(crate) fn insert(&mut self, guarded: Guarded) {
+        let gone = self.guarded.iter().position(|fs| fs.path == guarded.path && !fs.marked);
+        let index = gone.unwrap_or(self.guarded.len());
+        self.devices.retain(|_, of| *of != index);
+        self.foreseen.retain(|(of, ..), _| *of != index);
+        self.devices.insert(guarded.shown, index);
+        self.devices.insert(guarded.device, index);
+        match self.guarded.get_mut(index) {
+            Some(before) => *before = guarded,
+            None => self.guarded.push(guarded),
+        }
+    }
+
+    /// The file system that is marked and was mounted here again before it had gone, with its own mount to be made again.
+    pub(crate) fn bereft_mut(&mut self, path: &Path, device: (u32, u32)) -> Option<&mut Guarded> {
+        self.guarded.iter_mut().find(|fs| fs.marked && fs.bereft && fs.path == path && fs.device == device)
+    }
+
+    /// Whether the file system with this device is guarded, and nothing of it is missing.
+    pub(crate) fn is_whole(&self, device: (u32, u32)) -> bool {
+        self.guarded.iter().any(|fs| fs.marked && !fs.bereft && fs.device == device)
+    }
+
+    /// Where file systems are awaited: those that have gone, and those that have not come yet.
+    pub(crate) fn awaited(&self) -> Vec<PathBuf> {
+        let gone = self.guarded.iter().filter(|fs| !fs.marked || fs.bereft).map(|fs| fs.path.clone());
+        let is_there = |path: &PathBuf| self.guarded.iter().any(|fs| fs.path == *path);
+        gone.chain(self.later.iter().filter(|path| !is_there(path)).cloned()).collect()
     }
 
     /// Takes over the lock of each, in their order.
-    pub(crate) fn keep(&mut self, locks: Vec<Lock>) {
+    pub(crate) fn keep(&mut self, locks: impl Iterator<Item = LateFd>) {
         self.guarded.iter_mut().zip(locks).for_each(|(guarded, lock)| guarded.lock = Some(lock));
     }
 
@@ -273,7 +326,9 @@ impl FileSystems {
         let Ok(mounts) = imara_linux::mounts::mounts() else { return Changes::default() };
         self.plain = mounts.iter().filter(|mount| !mount.id_mapped).map(|mount| mount.id).collect();
         let unmounted = |fs: &Guarded| !mounts.iter().any(|mount| mount.device == fs.device);
-        self.guarded.iter_mut().filter(|fs| unmounted(fs)).for_each(|fs| fs.private = None);
+        for fs in self.guarded.iter_mut().filter(|fs| unmounted(fs)) {
+            fs.bereft |= fs.private.take().is_some();
+        }
         let of = |index: &usize| self.guarded.get(*index).is_some_and(unmounted);
         let unmounted = self.devices.iter().filter(|(_, index)| of(index)).map(|(device, _)| *device).collect();
         let mut id_mapped = Vec::new();

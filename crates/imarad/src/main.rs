@@ -5,8 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod arrivals;
 mod ask;
 mod book;
+mod candidate;
+mod claim;
 mod closer;
 mod config;
 mod consider;
@@ -62,7 +65,7 @@ static MEMORY: MemoryOrEnd = MemoryOrEnd;
 #[command(name = "imarad", version, about)]
 struct Arguments {
     /// Take everything from this file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["mode", "policy", "hash", "run_dir", "state_dir", "recover", "journal", "mounts"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mode", "policy", "hash", "run_dir", "state_dir", "recover", "journal", "later", "mounts"])]
     config: Option<PathBuf>,
     /// What happens to files that do not pass: enforce, log, fix or off
     #[arg(long, default_value = "enforce")]
@@ -85,8 +88,11 @@ struct Arguments {
     /// Who waits until it is written down that a file is being written: all, labelled (not for new files) or off
     #[arg(long, default_value = "all")]
     journal: Keeping,
+    /// Mount point of a file system to guard that need not be there yet; may be repeated
+    #[arg(long, value_name = "MOUNT")]
+    later: Vec<PathBuf>,
     /// Mount points of the file systems to guard
-    #[arg(required_unless_present = "config")]
+    #[arg(required_unless_present_any = ["config", "later"])]
     mounts: Vec<PathBuf>,
 }
 
@@ -98,6 +104,7 @@ impl Arguments {
                 settings: Settings { mode: self.mode, hash: self.hash },
                 policy: self.policy,
                 mounts: self.mounts,
+                later: self.later,
                 run_dir: self.run_dir,
                 state_dir: self.state_dir,
                 recover: self.recover,

@@ -55,6 +55,7 @@ impl Guard {
             policy: self.policy_name.clone(),
             hash: self.settings.hash.name().into(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            awaited: self.filesystems.awaited().iter().map(|path| path.display().to_string()).collect(),
             mounts: self
                 .filesystems
                 .all()

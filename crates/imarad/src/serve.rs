@@ -18,6 +18,7 @@ use imara_linux::lease::{LeaseEvent, LeaseSignals};
 use imara_linux::mounts::MountWatch;
 use imara_linux::notify::{Notifier, State};
 
+use crate::arrivals::Arrivals;
 use crate::ask::Ask;
 use crate::closer::Closer;
 use crate::created::Created;
@@ -90,6 +91,7 @@ pub(crate) struct Guard {
     pub(crate) ignoring: Ignoring,
     pub(crate) revisit: Revisit,
     pub(crate) violations: Violations,
+    pub(crate) arrivals: Arrivals,
     pub(crate) retries: Retries,
     pub(crate) journal: Journal,
     pub(crate) parked: VecDeque<(Instant, Ask)>,
@@ -300,6 +302,7 @@ impl Guard {
                 self.revisited(purpose, self.closer.late(file, false));
             }
         }
+        self.serve_arrivals();
         for _ in 0..COMMANDS {
             let Ok((command, answer)) = self.commands.try_recv() else { break };
             more = true;
@@ -325,6 +328,7 @@ impl Guard {
         self.watch_journal(now);
         self.closer.watch(now);
         self.say_what_has_gone();
+        self.look_for_arrivals(now);
         let _ = self.notifier.send(State::Watchdog);
     }
 
@@ -337,6 +341,7 @@ impl Guard {
         self.inodes.forget_known_of(&unmounted);
         self.recall.forget_devices(&unmounted);
         self.say_what_has_gone();
+        self.look_for_arrivals(Instant::now());
     }
 
     /// A mark goes with its file system, which may be a moment after the last mount of it has gone.

@@ -16,7 +16,7 @@ use imara_integrity::event::Hook;
 use imara_integrity::host_key::HostKey;
 use imara_integrity::journal::PURPOSE;
 use imara_integrity::policy::{Family, Policy, Verb};
-use imara_linux::apart::{Apart, Home};
+use imara_linux::apart::{Apart, Giver, Home, Taker, handing_over};
 use imara_linux::control::Listener;
 use imara_linux::epoll::Waker;
 use imara_linux::fanotify::PermissionGroup;
@@ -30,11 +30,12 @@ use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{self, Hangup, Signals};
 use imara_linux::{last_words, limits, mount_point, task};
 
+use crate::arrivals::Arrivals;
 use crate::closer::{self, Channels, Closer};
 use crate::config::{Config, Keeping};
 use crate::created::Created;
 use crate::failure::Failure;
-use crate::filesystems::FileSystems;
+use crate::filesystems::{FileSystems, Guarded};
 use crate::ignore::Ignoring;
 use crate::inodes::Inodes;
 use crate::journal::{Beside, Journal};
@@ -92,7 +93,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let lock = take_lock(&config.run_dir.join("lock"), "another guard is running")?;
     let locks = lock_filesystems(&mounts)?;
     let mut guard = guard(&config, begun, sides, &mounts)?;
-    guard.filesystems.keep(locks);
+    guard.filesystems.keep(locks.into_iter().map(|lock| guard.closer.late(lock.into(), false)));
     for (error, fix) in spared.into_iter().zip(SPARED) {
         error.into_iter().for_each(|error| guard.log.say(Level::Warning, format!("imarad: {fix}: {error}")));
     }
@@ -147,14 +148,15 @@ struct Sides {
     home: Arc<Home>,
     closing: Channels,
     finding: revisit::Channels,
+    arriving: (Giver, Taker),
     apart: Apart,
 }
 
 impl Sides {
     fn part() -> anyhow::Result<Self> {
         let (wake, home) = (Arc::new(Waker::new()?), Arc::new(Home::find()?));
-        let (closing, finding) = (closer::channels()?, revisit::channels()?);
-        Ok(Self { wake, home, closing, finding, apart: Apart::part()? })
+        let (closing, finding, arriving) = (closer::channels()?, revisit::channels()?, handing_over()?);
+        Ok(Self { wake, home, closing, finding, arriving, apart: Apart::part()? })
     }
 }
 
@@ -167,6 +169,7 @@ struct Threads {
     keeper: Keeper,
     closer: Closer,
     revisit: Revisit,
+    arrivals: Arrivals,
     commands: Receiver<Ordered>,
     own: Receiver<i32>,
     beside: Beside,
@@ -174,13 +177,14 @@ struct Threads {
 
 impl Threads {
     fn start(config: &Config, sides: Sides, descriptors: u64) -> anyhow::Result<Self> {
-        let Sides { wake, home, closing, finding, apart } = sides;
+        let Sides { wake, home, closing, finding, arriving, apart } = sides;
         let log = Log::start(config.log, &apart);
         let closer = Closer::new(apart.clone(), closing, descriptors / 8);
         let (started, own) = channel();
         let _ = started.send(task::own());
         let revisit = Revisit::new(apart.clone(), Arc::clone(&home), Arc::clone(&wake), finding);
         let beside = Beside { apart: apart.clone(), home: Arc::clone(&home), wake: Arc::clone(&wake) };
+        let arrivals = Arrivals::start(&apart, &wake, &started, arriving);
         let pool = Pool::new(apart, home, Arc::clone(&wake));
         let keeper = Keeper::start(&wake, &started)?;
         let (orders, commands) = sync_channel(16);
@@ -189,7 +193,7 @@ impl Threads {
             "have a run directory that is root's own, mode 0700, or name another with --run-dir",
         ))?;
         control::start(listener, orders, Arc::clone(&wake), log.clone(), &started)?;
-        Ok(Self { log, wake, pool, keeper, closer, revisit, commands, own, beside })
+        Ok(Self { log, wake, pool, keeper, closer, revisit, arrivals, commands, own, beside })
     }
 }
 
@@ -206,9 +210,9 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         .map_err(refused("cannot hear of new files", "run as root, on Linux 5.17 or later"))?;
     let changed = NoticeGroup::of_attributes()
         .map_err(refused("cannot hear of changed attributes", "run as root, on Linux 5.17 or later"))?;
-    let mut filesystems = FileSystems::default();
+    let mut filesystems = FileSystems::new(config.later.clone());
     for (path, mount) in mounts {
-        filesystems.add(path, mount)?;
+        filesystems.insert(Guarded::look(path, mount)?);
     }
     filesystems.make_private(&group, &threads.closer, mounts);
     filesystems.mounts_changed();
@@ -240,6 +244,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         recall: Recall::default(),
         ignoring: Ignoring::new(changed),
         revisit: threads.revisit,
+        arrivals: threads.arrivals,
         retries: Retries::default(),
         journal: Journal::new(threads.beside),
         parked: std::collections::VecDeque::new(),
@@ -322,12 +327,16 @@ fn lock_filesystems(mounts: &[(PathBuf, OwnedFd)]) -> anyhow::Result<Vec<Lock>> 
     let mut locks = Vec::new();
     make_directory(Path::new(LOCKS))?;
     for (path, mount) in mounts {
-        let (major, minor) = mounts::mount_of_file(mount.as_fd())?.device;
-        let lock = Path::new(LOCKS).join(format!("{major}:{minor}"));
-        let taken = format!("{}: this file system is guarded already, another guard is running", path.display());
-        locks.push(patiently(|| take_lock(&lock, &taken))?);
+        let device = mounts::mount_of_file(mount.as_fd())?.device;
+        locks.push(patiently(|| lock_filesystem(path, device))?);
     }
     Ok(locks)
+}
+
+/// Takes the lock of the file system with this device.
+pub(crate) fn lock_filesystem(path: &Path, (major, minor): (u32, u32)) -> anyhow::Result<Lock> {
+    let taken = format!("{}: this file system is guarded already, another guard is running", path.display());
+    take_lock(&Path::new(LOCKS).join(format!("{major}:{minor}")), &taken)
 }
 
 /// Tries again for as long as another guard may take to notice that what it guards has gone: when a file system is
@@ -445,6 +454,7 @@ fn guards_nothing(policy: &Policy) -> bool {
 fn announce(guard: &Guard) {
     let mounts: Vec<String> = guard.filesystems.all().iter().map(|fs| fs.path.display().to_string()).collect();
     let (mode, policy) = (guard.settings.mode, &guard.policy_name);
+    let mounts = if mounts.is_empty() { vec!["nothing yet".to_owned()] } else { mounts };
     let mut line = format!("guarding {} (mode {mode}, policy {policy})", mounts.join(" "));
     if guards_nothing(&guard.policy) {
         line = format!("{line}, but {NOTHING}");

@@ -101,6 +101,8 @@ pub(crate) struct Status {
     pub(crate) hash: String,
     pub(crate) uptime_seconds: u64,
     pub(crate) mounts: Vec<Mount>,
+    /// Mount points where file systems are awaited.
+    pub(crate) awaited: Vec<String>,
     #[serde(serialize_with = "as_map")]
     pub(crate) counters: Vec<Count>,
     #[serde(serialize_with = "named")]

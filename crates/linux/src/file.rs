@@ -137,7 +137,8 @@ fn from_statx(facts: &Statx) -> FileFacts {
 /// # Errors
 /// Those of `readlink`; `ENAMETOOLONG` beyond 4 KiB.
 pub fn path_of(file: BorrowedFd<'_>) -> Result<Vec<u8>, CallError> {
-    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // Threads apart have descriptors of their own.
+    let link = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
     rustix::fs::readlink(link, Vec::new())
         .map(std::ffi::CString::into_bytes)
         .map_err(|error| CallError::new("readlink", file, error))

@@ -89,7 +89,7 @@ pub fn still_held(file: BorrowedFd<'_>) -> Result<bool, CallError> {
 pub fn are_given_in(directory: BorrowedFd<'_>) -> Option<bool> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let writable = rustix::fs::openat(directory, c".", flags, Mode::RUSR).ok()?;
-    let link = format!("/proc/self/fd/{}", writable.as_raw_fd());
+    let link = format!("/proc/thread-self/fd/{}", writable.as_raw_fd());
     let readable = rustix::fs::open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     drop(writable);
     match take_briefly(readable.as_fd()) {

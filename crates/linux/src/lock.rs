@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -45,7 +46,7 @@ impl std::fmt::Display for Holder {
 pub struct Lock {
     // Held open: closing it is what gives the lock back. The file stays, because removing it would let two processes
     // lock two files of the same name.
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -73,11 +74,18 @@ impl Lock {
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(|error| CallError::new("write", path, error))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
 /// The process id in the file; what cannot be read as one is taken for none.
+/// The open file, whose end is the lock's.
+impl From<Lock> for OwnedFd {
+    fn from(lock: Lock) -> Self {
+        lock.file.into()
+    }
+}
+
 fn holder(file: &mut File) -> Option<i32> {
     let mut text = String::new();
     file.take(32).read_to_string(&mut text).ok()?;

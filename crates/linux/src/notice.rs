@@ -65,6 +65,15 @@ impl NoticeGroup {
         self.fd.mark(add, self.mask, mount).map_err(|error| CallError::new("fanotify_mark", mount, error).into())
     }
 
+    /// Takes [`mark_filesystem`](Self::mark_filesystem) back.
+    ///
+    /// # Errors
+    /// `ENOENT` if it is not marked.
+    pub fn unmark_filesystem(&self, mount: BorrowedFd<'_>) -> Result<(), FanotifyError> {
+        let remove = libc::FAN_MARK_REMOVE | libc::FAN_MARK_FILESYSTEM;
+        self.fd.mark(remove, self.mask, mount).map_err(|error| CallError::new("fanotify_mark", mount, error).into())
+    }
+
     /// Asks for the notices that this file's content was changed by a call (`write(2)`, truncation; not by a store through a
     /// mapping), until its inode is dropped from memory.
     ///

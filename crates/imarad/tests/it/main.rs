@@ -11,6 +11,7 @@
 
 mod access;
 mod around;
+mod arrivals;
 mod changing;
 mod coverage;
 mod crash;
