@@ -92,7 +92,10 @@ impl Guard {
                 }
                 self.writes_unasked(&key, &pending);
                 let file = self.passed(pending, pass, opener);
-                self.ignore_unasked(file.as_fd(), &facts);
+                // Of a file whose writers are followed it must be heard who else writes to it.
+                if !self.inodes.is_written_or_busy(&key) && !self.inodes.is_known(&key) {
+                    self.ignore_unasked(file.as_fd(), &facts);
+                }
             }
             Plan::Judge(_) => self.consider(Ask::new(pending, facts, decision, opener)),
         }

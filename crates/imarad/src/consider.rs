@@ -132,20 +132,27 @@ impl Guard {
         }
         let Some(mut written) = self.inodes.take_written(&key) else { return self.look(ask) };
         let untouched = written.is_untouched(&ask.facts);
-        let heard = !untouched || self.all_is_heard(&mut written);
+        // The notice of his close may be in the queue behind this question.
+        if written.before.is_some() && !self.all_is_heard(&mut written) {
+            self.inodes.write(key, written);
+            return self.park(ask);
+        }
+        if !untouched {
+            written = self.with_all_heard(key, written);
+        }
         match written.before {
-            // The notice of his close may be in the queue behind this question.
-            Some(_) if untouched && !heard => {
-                self.inodes.write(key, written);
-                self.park(ask);
-            }
             Some(look) if untouched => {
                 self.journal.untouched(&key);
                 self.judge(ask, look);
             }
             // The label may lag behind, so it is renewed before anybody reads.
-            _ if good => self.renew(key, Renewing::Asked(Box::new(ask)), written.complained),
-            _ => self.look(ask),
+            _ if written.is_followed() => self.renew(key, Renewing::Asked(Box::new(ask)), written.complained),
+            _ => {
+                if good {
+                    self.journal.disown(&key);
+                }
+                self.look(ask);
+            }
         }
     }
 

@@ -256,6 +256,9 @@ impl Guard {
                         if content && !attributes {
                             self.content_changed(&file);
                         }
+                        if attributes && let Some(short) = file.short() {
+                            self.inodes.note_attributes(&short);
+                        }
                         self.changed(&file);
                     }
                     Ok(_) | Err(_) => self.lost_a_change(),

@@ -78,9 +78,33 @@ pub(crate) struct Written {
     pub(crate) quiet: Option<u64>,
     /// Whether we have already complained that its label could not be renewed.
     pub(crate) complained: bool,
+    /// Whether somebody who wrote, and for whom others vouch, has closed it since. Without that, whoever changed it did so by
+    /// name (`truncate(2)`), and nobody knows who he was.
+    pub(crate) closed: bool,
+    /// Whether owner, mode or label have changed since: it may have been somebody else's file for a while.
+    pub(crate) attributes: bool,
 }
 
 impl Written {
+    /// Whether what has changed in it is to be followed. To be asked when all notices have been heard.
+    pub(crate) const fn is_followed(&self) -> bool {
+        self.writable.good && (self.closed || !self.attributes)
+    }
+
+    /// One of which nothing is known but what it was.
+    pub(crate) const fn of_nobody(writable: Writable) -> Self {
+        Self {
+            writable,
+            before: None,
+            file: None,
+            due: None,
+            quiet: None,
+            complained: false,
+            closed: false,
+            attributes: true,
+        }
+    }
+
     /// Whether the file, which looks so now, has surely not been written to.
     pub(crate) fn is_untouched(&self, now: &FileFacts) -> bool {
         self.before.as_ref().is_some_and(|before| before.sighting.holds(now))
@@ -160,6 +184,8 @@ pub(crate) struct Inodes {
     /// Of what is known; files of different file systems may have the same handle.
     by_handle: HashMap<[u8; 24], Vec<Key>>,
     written: HashMap<Key, Written>,
+    /// Of what is written.
+    written_by_handle: HashMap<[u8; 24], Key>,
     busy: HashMap<Key, Busy>,
     leases: HashMap<RawFd, Key>,
     /// When work on a device last moved.
@@ -175,6 +201,7 @@ impl Inodes {
             known: LinkedHashMap::new(),
             by_handle: HashMap::new(),
             written: HashMap::new(),
+            written_by_handle: HashMap::new(),
             busy: HashMap::new(),
             leases: HashMap::new(),
             moved: HashMap::new(),
@@ -268,6 +295,7 @@ impl Inodes {
     pub(crate) fn forget_everything(&mut self) {
         self.forget_all_known();
         self.written.clear();
+        self.written_by_handle.clear();
     }
 
     /// Forgets the digests of these devices' inodes.
@@ -280,6 +308,7 @@ impl Inodes {
     pub(crate) fn forget_devices(&mut self, devices: &[(u32, u32)]) {
         self.forget_known_of(devices);
         self.written.retain(|key, _| !devices.contains(&key.device()));
+        self.written_by_handle.retain(|_, key| !devices.contains(&key.device()));
     }
 
     /// Those that have been known for long enough without anybody asking. Of files that the kernel answers for we do not
@@ -337,7 +366,27 @@ impl Inodes {
     }
 
     pub(crate) fn write(&mut self, key: Key, written: Written) {
+        if let Some(handle) = key.handle() {
+            self.written_by_handle.insert(handle, key);
+        }
         self.written.insert(key, written);
+    }
+
+    /// Owner, mode or label of the file with this handle have changed.
+    pub(crate) fn note_attributes(&mut self, handle: &[u8; 24]) {
+        let key = self.written_by_handle.get(handle);
+        if let Some(written) = key.and_then(|key| self.written.get_mut(key)) {
+            written.attributes = true;
+        }
+    }
+
+    fn no_longer_written(&mut self, key: &Key) -> Option<Written> {
+        if let Some(handle) = key.handle()
+            && self.written_by_handle.get(&handle) == Some(key)
+        {
+            self.written_by_handle.remove(&handle);
+        }
+        self.written.remove(key)
     }
 
     /// Notes that a written file has no name any more. Such files are forgotten in turn: nobody tells us of their end.
@@ -345,7 +394,7 @@ impl Inodes {
         if key.is_unique() {
             self.bound(key);
         } else {
-            self.written.remove(&key);
+            drop(self.no_longer_written(&key));
         }
     }
 
@@ -355,13 +404,13 @@ impl Inodes {
         if self.orphans.len() > ORPHANS
             && let Some(oldest) = self.orphans.pop_front()
         {
-            self.written.remove(&oldest);
+            drop(self.no_longer_written(&oldest));
         }
     }
 
     pub(crate) fn take_written(&mut self, key: &Key) -> Option<Written> {
         self.orphans.remove(key);
-        self.written.remove(key)
+        self.no_longer_written(key)
     }
 
     pub(crate) fn busy_mut(&mut self, key: &Key) -> Option<&mut Busy> {

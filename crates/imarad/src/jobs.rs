@@ -84,6 +84,7 @@ impl Guard {
         if busy.disowned {
             self.inodes.disown(&key);
             self.journal.disown(&key);
+            self.recall.forget(&key);
         }
         if let Some(file) = busy.closed.take() {
             self.closed(file);
@@ -138,6 +139,10 @@ impl Guard {
     /// A writer was let in meanwhile: what was written may be wrong, and will be renewed after him.
     fn renewed_in_vain(&mut self, key: Key, whose: Renewing) {
         self.now_written(key, true, None, None);
+        if let Some(written) = self.inodes.written_mut(&key) {
+            // Whoever changed it before has closed it.
+            written.closed = true;
+        }
         match whose {
             Renewing::For(mut file) => {
                 file.release();

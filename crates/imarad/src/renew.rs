@@ -78,7 +78,10 @@ impl Guard {
             return;
         }
         // Dropped, the lease is given back and all is forgotten.
-        let Some(known) = self.inodes.take_known(&key) else { return };
+        let Some(mut known) = self.inodes.take_known(&key) else { return };
+        // Until it is given back, others may come for whom nobody vouches: they are to be heard of.
+        known.file.heed();
+        self.heed_unasked(&key, known.file.as_fd());
         let Ok(facts) = file::facts(known.file.as_fd()) else { return };
         if !self.follows_all_writers(&facts) {
             return;
@@ -129,7 +132,7 @@ impl Guard {
             }
         } else if facts.links > 0 && self.filesystems.shows_changes(key.device()) {
             let look = if known.sighting.holds(&facts) { known.look() } else { self.look_at_label(&known, &facts) };
-            self.remember(key, look, known.file.as_fd(), &facts);
+            self.remember(key, look, known.file.as_fd());
         }
     }
 
@@ -171,13 +174,17 @@ impl Guard {
         let file = file.filter(|_| self.inodes.has_room_for_writers());
         let due = file.as_ref().and_then(|_| self.retries.later(key, 0));
         let (writable, file) = (Writable { good }, file.filter(|_| due.is_some()));
-        self.inodes.write(key, Written { writable, before, file, due, complained: false, quiet: None });
+        // A file that was somebody else's before may still be his to change by name.
+        let attributes = self.inodes.written(&key).is_some_and(|written| written.attributes);
+        let (complained, quiet, closed) = (false, None, false);
+        self.inodes.write(key, Written { writable, before, file, due, complained, quiet, closed, attributes });
     }
 
     /// The file is good and its label could not be written: whoever comes next tries again.
     pub(crate) fn still_to_renew(&mut self, key: Key) {
         let writable = Writable { good: true };
-        let written = Written { writable, before: None, file: None, due: None, complained: true, quiet: None };
+        let (file, due, before, quiet, complained) = (None, None, None, None, true);
+        let written = Written { writable, before, file, due, complained, quiet, closed: true, attributes: false };
         self.inodes.write(key, written);
         // If nobody comes, nobody tells us of its end either.
         self.inodes.bound(key);
@@ -202,6 +209,7 @@ impl Guard {
     pub(crate) fn found_modified(&mut self, file: LateFd) {
         let Ok(facts) = file::facts(file.as_fd()) else { return };
         let key = Key::of(file.as_fd(), &facts);
+        self.heed_unasked(&key, file.as_fd());
         if let Some(busy) = self.inodes.busy_mut(&key) {
             // Whoever waits for that is answered first.
             busy.closed = Some(file);
@@ -222,7 +230,7 @@ impl Guard {
             return;
         }
         let Some(written) = self.inodes.written_mut(&key) else { return };
-        written.before = None;
+        (written.before, written.closed) = (None, true);
         if facts.links == 0 {
             // Nobody will find it by a name. Who has it open, or was just about to, may still open it again: the label
             // is renewed then.
@@ -256,11 +264,14 @@ impl Guard {
             Ok(Taken::Held) => {
                 file.now_leased();
                 let untouched = file::facts(file.as_fd()).is_ok_and(|facts| written.is_untouched(&facts));
-                if untouched && !self.all_is_heard(&mut written) {
+                if written.before.is_some() && !self.all_is_heard(&mut written) {
                     file.release();
                     written.due = self.retries.later(key, attempt);
                     written.file = Some(file).filter(|_| written.due.is_some());
                     return self.inodes.write(key, written);
+                }
+                if !untouched {
+                    written = self.with_all_heard(key, written);
                 }
                 match written.before {
                     Some(look) if untouched => {
@@ -269,7 +280,9 @@ impl Guard {
                             self.know(key, Known::new(digest, look, file));
                         }
                     }
-                    _ if written.writable.good => self.renew(key, Renewing::For(file), written.complained),
+                    _ if written.is_followed() => self.renew(key, Renewing::For(file), written.complained),
+                    // Nobody vouches for whoever changed it.
+                    _ if written.writable.good => self.journal.disown(&key),
                     // It was bad and still is: the next one to open it will be told.
                     _ => {}
                 }
@@ -284,6 +297,15 @@ impl Guard {
                 self.inodes.write(key, written);
             }
         }
+    }
+
+    /// The same with all that has happened to the file's attributes, as long as a lease keeps it from being changed.
+    pub(crate) fn with_all_heard(&mut self, key: Key, written: Written) -> Written {
+        let good = written.writable.good;
+        self.inodes.write(key, written);
+        self.hear_all_changes();
+        let heard = self.inodes.take_written(&key);
+        heard.unwrap_or_else(|| Written::of_nobody(Writable { good }))
     }
 
     /// Whether the notice of a close that came before the lease was taken cannot be in the queue any more. To be asked

@@ -10,7 +10,7 @@ use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
 use imara_integrity::label::ImaLabel;
 use imara_integrity::policy::Writers;
-use imara_linux::file::{self, FileFacts};
+use imara_linux::file;
 use imara_linux::lease::{self, Taken};
 
 use crate::ask::{Ask, Hold, Repair};
@@ -213,7 +213,7 @@ impl Guard {
         match (hold, outcome.evidence) {
             // Seen for the first time: that it was good is remembered, without holding it.
             (Hold::Lease, Some(_)) if good && !recalled && self.can_recall(&key, &look) => {
-                self.remember(key, look, file.as_fd(), &facts);
+                self.remember(key, look, file.as_fd());
             }
             (Hold::Lease, Some(digest)) => {
                 self.know(key, Known::new(digest, look, file));
@@ -247,12 +247,14 @@ impl Guard {
     }
 
     /// Puts what was found into the second memory. `file` still holds the lease.
-    pub(crate) fn remember(&mut self, key: Key, look: Look, file: BorrowedFd<'_>, facts: &FileFacts) {
-        let followed = self.follows_all_writers(facts);
+    pub(crate) fn remember(&mut self, key: Key, look: Look, file: BorrowedFd<'_>) {
         match self.ignoring.notices().watch_inode(file) {
-            // It may have been given away before there was a mark to tell of it.
+            // It may have been given away before there was a mark to tell of it, or before it was looked at.
             Ok(()) => match file::facts(file) {
-                Ok(now) if look.sighting.holds(&now) => self.recall.remember(key, look, followed),
+                Ok(now) if look.sighting.holds(&now) => {
+                    let followed = self.follows_all_writers(&now);
+                    self.recall.remember(key, look, followed);
+                }
                 Ok(_) | Err(_) => drop(self.ignoring.notices().unwatch_inode(file)),
             },
             Err(error) => self.cannot_ignore(&error),
