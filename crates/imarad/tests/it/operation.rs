@@ -455,7 +455,7 @@ fn sighup_ends_the_guard_of_a_terminal_and_no_other() {
     let ended = || fs::read_to_string(&log).ok().filter(|log| log.contains("imarad: ended, "));
     if eventually(ended).is_none() {
         let _ = kill_process(guard, Signal::KILL);
-        panic!("it is there still");
+        panic!("it is there still, and said: {:?}", fs::read_to_string(&log));
     }
     files::read(&bad).unwrap();
 }

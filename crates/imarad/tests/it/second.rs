@@ -90,7 +90,11 @@ impl Loop {
     }
 
     fn mount(&self) {
-        assert!(Command::new("mount").arg(&self.device).arg(&self.point).status().unwrap().success());
+        self.mount_at(&self.point);
+    }
+
+    fn mount_at(&self, point: &Path) {
+        assert!(Command::new("mount").arg(&self.device).arg(point).status().unwrap().success());
     }
 
     fn unmount(&self) -> bool {
@@ -115,11 +119,18 @@ fn a_file_system_that_has_gone_from_a_guard_may_come_to_another() {
     assert_eq!(error_of(files::read(&bad)), REFUSED);
     assert!(eventually(|| gone.unmount().then_some(())).is_some());
     daemon.says("has gone and is no longer guarded");
-    gone.mount();
+    // Where the first one would look for it, it would guard it again.
+    let elsewhere = gone.point.with_extension("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    gone.mount_at(&elsewhere);
+    let bad = elsewhere.join(bad.file_name().unwrap());
     assert_eq!(error_of(files::read(&bad)), Some(0), "the first does not guard it again");
-    let next = Daemon::start("enforce", &[&gone.point]);
+    let next = Daemon::start("enforce", &[&elsewhere]);
     assert_eq!(error_of(files::read(&bad)), REFUSED);
     assert_eq!(error_of(files::read(&others_bad)), REFUSED, "the first goes on with the other");
     next.stop();
     daemon.stop();
+    let unmounted = || Command::new("umount").arg(&elsewhere).output().unwrap().status.success().then_some(());
+    assert!(eventually(unmounted).is_some());
+    gone.mount();
 }
