@@ -446,7 +446,9 @@ fn sighup_ends_the_guard_of_a_terminal_and_no_other() {
     // The terminal that script(1) makes goes when it is killed.
     let line: Vec<_> = words().map(|word| word.to_str().unwrap()).collect();
     let mut script = Command::new("script");
-    script.args(["-q", "-f", "-e", "-c"]).arg(format!("exec {} 2> {}", line.join(" "), log.display())).arg("/dev/null");
+    // Whoever runs this under nohup(1) has SIGHUP ignored, and the guard would go by that.
+    let line = format!("exec env --default-signal=HUP {} 2> {}", line.join(" "), log.display());
+    script.args(["-q", "-f", "-e", "-c"]).arg(line).arg("/dev/null");
     let mut terminal = Daemon::run(run_dir, in_background(script), Log::Read);
     let guard = terminal.status()["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).unwrap();
     assert_eq!(error_of(files::read(&bad)), REFUSED);
