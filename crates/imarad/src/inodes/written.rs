@@ -1,0 +1,130 @@
+//! Files that somebody may be writing to.
+
+use std::time::Instant;
+
+use imara_integrity::iint::Writable;
+use imara_linux::file::FileFacts;
+
+use super::Inodes;
+use crate::closer::LateFd;
+use crate::key::Key;
+use crate::look::Look;
+
+/// Written files without a name that are remembered at most.
+const ORPHANS: usize = 4096;
+
+/// A file that somebody may be writing to.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) writable: Writable,
+    /// What was found in the file before anybody wrote; absent if it is sure that somebody did.
+    pub(crate) before: Option<Look>,
+    /// Kept for a short while after a writer came or went, to see whether he has gone and to renew the label.
+    pub(crate) file: Option<LateFd>,
+    /// When that is tried next.
+    pub(crate) due: Option<Instant>,
+    /// If there was no writer: how many events must have been handled until all that happened before is known.
+    pub(crate) quiet: Option<u64>,
+    /// Whether we have already complained that its label could not be renewed.
+    pub(crate) complained: bool,
+    /// Whether somebody who wrote, and for whom others vouch, has closed it since. Without that, whoever changed it did so by
+    /// name (`truncate(2)`), and nobody knows who he was.
+    pub(crate) closed: bool,
+    /// Whether owner, mode or label have changed since: it may have been somebody else's file for a while.
+    pub(crate) attributes: bool,
+}
+
+impl Written {
+    /// Whether what has changed in it is to be followed. To be asked when all notices have been heard.
+    pub(crate) const fn is_followed(&self) -> bool {
+        self.writable.good && (self.closed || !self.attributes)
+    }
+
+    /// One of which nothing is known but what it was.
+    pub(crate) const fn of_nobody(writable: Writable) -> Self {
+        Self {
+            writable,
+            before: None,
+            file: None,
+            due: None,
+            quiet: None,
+            complained: false,
+            closed: false,
+            attributes: true,
+        }
+    }
+
+    /// Whether the file, which looks so now, has surely not been written to.
+    pub(crate) fn is_untouched(&self, now: &FileFacts) -> bool {
+        self.before.as_ref().is_some_and(|before| before.sighting.holds(now))
+    }
+}
+
+impl Inodes {
+    pub(crate) fn written(&self, key: &Key) -> Option<&Written> {
+        self.written.get(key)
+    }
+
+    pub(crate) fn written_mut(&mut self, key: &Key) -> Option<&mut Written> {
+        self.written.get_mut(key)
+    }
+
+    pub(crate) fn write(&mut self, key: Key, written: Written) {
+        if let Some(handle) = key.handle() {
+            self.written_by_handle.insert(handle, key);
+        }
+        self.written.insert(key, written);
+    }
+
+    /// Owner, mode or label of the file with this handle have changed.
+    pub(crate) fn note_attributes(&mut self, handle: &[u8; 24]) {
+        let key = self.written_by_handle.get(handle);
+        if let Some(written) = key.and_then(|key| self.written.get_mut(key)) {
+            written.attributes = true;
+        }
+    }
+
+    fn no_longer_written(&mut self, key: &Key) -> Option<Written> {
+        if let Some(handle) = key.handle()
+            && self.written_by_handle.get(&handle) == Some(key)
+        {
+            self.written_by_handle.remove(&handle);
+        }
+        self.written.remove(key)
+    }
+
+    /// Notes that a written file has no name any more. Such files are forgotten in turn: nobody tells us of their end.
+    pub(crate) fn orphan(&mut self, key: Key) {
+        if key.is_unique() {
+            self.bound(key);
+        } else {
+            drop(self.no_longer_written(&key));
+        }
+    }
+
+    /// Keeps what is written of this file among the last few thousand that may never be heard of again.
+    pub(crate) fn bound(&mut self, key: Key) {
+        self.orphans.insert(key);
+        if self.orphans.len() > ORPHANS
+            && let Some(oldest) = self.orphans.pop_front()
+        {
+            drop(self.no_longer_written(&oldest));
+        }
+    }
+
+    pub(crate) fn take_written(&mut self, key: &Key) -> Option<Written> {
+        self.orphans.remove(key);
+        self.no_longer_written(key)
+    }
+
+    /// Whether there are descriptors to spare for files that are being written.
+    pub(crate) fn has_room_for_writers(&self) -> bool {
+        self.written.len() < self.capacity / 4
+    }
+
+    /// How many files with a name are being written by writers who found them good.
+    pub(crate) fn good_writers(&self) -> usize {
+        let good = self.written.iter().filter(|(_, written)| written.writable.good);
+        good.filter(|(key, _)| !self.orphans.contains(*key)).count()
+    }
+}
