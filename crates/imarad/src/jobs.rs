@@ -12,8 +12,9 @@ use crate::ask::{Hold, Repair};
 use crate::failure::Failure;
 use crate::inodes::{Busy, Renewing, Task};
 use crate::key::Key;
-use crate::pool::{Covered, Done, Job, Report, Work};
+use crate::pool::{Job, Report};
 use crate::serve::Guard;
+use crate::worker::{Covered, Done, Order, Work};
 
 /// A worker that makes no progress for this long is given up.
 const STALL: Duration = Duration::from_secs(30);
@@ -60,12 +61,13 @@ impl Guard {
         let (serial, times) = (self.serial, self.filesystems.times(key.device()));
         self.inodes.occupy(key, busy);
         let cover = if matches!(work, Work::Renew(_)) { self.covered(key, file_system) } else { None };
-        self.pool.submit(Job { key, serial, owner, file_system, size, times, file, mount: own, work, progress, cover });
+        let order = Order { work, times, cover };
+        self.pool.submit(Job { key, serial, owner, file_system, size, file, mount: own, order, progress });
     }
 
     fn covered(&self, key: Key, file_system: usize) -> Option<Covered> {
         let (scribe, handle) = (self.journal.scribe(file_system)?, key.handle()?);
-        Some(Covered { scribe, handle, inode: key.inode() })
+        Some(Covered { scribe, file_system, handle, inode: key.inode() })
     }
 
     /// A worker is done.

@@ -45,6 +45,7 @@ mod traces;
 mod verdict;
 mod violations;
 mod watchman;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -27,9 +27,9 @@ use crate::failure::Failure;
 use crate::inodes::{Busy, Known, Renewing, Task, Written};
 use crate::key::Key;
 use crate::look::{Label, Look, Sighting, Wanted};
-use crate::pool::Work;
 use crate::scribe::Waits;
 use crate::serve::Guard;
+use crate::worker::Work;
 
 /// How long a lease is tried for after a writer closed or a lease broke. The last `fput` of a writer, during which the
 /// file still counts as open for writing, is over long before; a writer that stays will close some day.

@@ -20,9 +20,9 @@ use crate::failure::Failure;
 use crate::inodes::{Known, Renewing, Task};
 use crate::key::Key;
 use crate::look::{Look, Wanted};
-use crate::pool::Work;
 use crate::recall::{Recall, Recalled};
 use crate::serve::Guard;
+use crate::worker::Work;
 
 /// How often a file is hashed again that changes while it is read without a lease.
 const TRIES: u8 = 3;
