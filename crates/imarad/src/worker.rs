@@ -158,7 +158,7 @@ impl<'s> Worker<'s> {
                 return Ok(Look { sighting, label, digest: Some(known) });
             }
             // As many bytes as the sighting says: what looks otherwise afterwards is known to have been changed.
-            match self.hasher.hash(file.as_fd(), facts.size, algorithm, progress) {
+            match self.hash_once(file, facts.size, algorithm, progress) {
                 Ok(digest) => return Ok(Look { sighting, label, digest: Some(digest) }),
                 Err(HashError::Short { .. }) if tries > 1 => tries -= 1,
                 Err(error) => return Err(error.to_string()),
@@ -170,16 +170,27 @@ impl<'s> Worker<'s> {
         let mut tries = TRIES;
         loop {
             let size = file::facts(file.as_fd()).map_err(|error| error.to_string())?.size;
-            let before = progress.load(Ordering::Relaxed);
-            let hashed = self.hasher.hash(file.as_fd(), size, algorithm, progress);
-            // Nobody else counts there.
-            self.hashed.fetch_add(progress.load(Ordering::Relaxed).wrapping_sub(before), Ordering::Relaxed);
-            match hashed {
+            match self.hash_once(file, size, algorithm, progress) {
                 Ok(digest) => return Ok(digest),
                 Err(HashError::Short { .. }) if tries > 1 => tries -= 1,
                 Err(error) => return Err(error.to_string()),
             }
         }
+    }
+
+    /// Counts what it hashes.
+    fn hash_once(
+        &mut self,
+        file: &OwnedFd,
+        size: u64,
+        algorithm: HashAlgorithm,
+        progress: &AtomicU64,
+    ) -> Result<Digest, HashError> {
+        let before = progress.load(Ordering::Relaxed);
+        let hashed = self.hasher.hash(file.as_fd(), size, algorithm, progress);
+        // Nobody else counts there.
+        self.hashed.fetch_add(progress.load(Ordering::Relaxed).wrapping_sub(before), Ordering::Relaxed);
+        hashed
     }
 
     /// What is in a file whose label has just been written.

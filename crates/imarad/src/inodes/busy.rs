@@ -66,7 +66,7 @@ pub(crate) struct Busy {
     pub(crate) waiting: VecDeque<Ask>,
     /// A writer closed it meanwhile.
     pub(crate) closed: Option<LateFd>,
-    /// Bytes hashed so far, counted by the worker.
+    /// Counts up whenever the worker has done something: bytes that it hashed, and steps in between.
     pub(crate) progress: Arc<AtomicU64>,
     /// The last progress seen, and when.
     pub(crate) seen: (u64, Instant),

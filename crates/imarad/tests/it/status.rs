@@ -112,6 +112,25 @@ fn opens_of_each_kind_are_counted_as_what_they_are() {
 }
 
 #[test]
+fn what_the_workers_hash_is_counted_as_what_the_dispatcher_hashes() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ext4();
+    let content = vec![7; 1 << 20];
+    let path = scratch.path().join("large");
+    files::make(&path, &content);
+    let daemon = Daemon::start("enforce", &[scratch.path()]);
+    files::read(&path).unwrap();
+    let status = daemon.status();
+    assert_eq!(
+        (number(&status, "counters/handed_over"), number(&status, "counters/looked_at_once")),
+        (1, 0),
+        "{status}"
+    );
+    assert_eq!(number(&status, "counters/hashed_bytes"), 1 << 20, "{status}");
+    daemon.stop();
+}
+
+#[test]
 fn writers_and_what_follows_from_them_are_counted() {
     let Some(_) = testing::root() else { return };
     let scratch = ext4();
