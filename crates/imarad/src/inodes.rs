@@ -9,6 +9,7 @@
 //! Each state has a file; here is what they share.
 
 mod busy;
+mod by_handle;
 mod known;
 mod written;
 
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use hashlink::{LinkedHashMap, LinkedHashSet};
 
 pub(crate) use busy::{Busy, Renewing, Task};
+use by_handle::ByHandle;
 pub(crate) use known::Known;
 pub(crate) use written::Written;
 
@@ -31,11 +33,9 @@ const SOON: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Inodes {
     known: LinkedHashMap<Key, Known>,
-    /// Of what is known; files of different file systems may have the same handle.
-    by_handle: HashMap<[u8; 24], Vec<Key>>,
+    known_by_handle: ByHandle,
     written: HashMap<Key, Written>,
-    /// Of what is written.
-    written_by_handle: HashMap<[u8; 24], Key>,
+    written_by_handle: ByHandle,
     busy: HashMap<Key, Busy>,
     leases: HashMap<RawFd, Key>,
     /// When work on a device last moved.
@@ -49,9 +49,9 @@ impl Inodes {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
             known: LinkedHashMap::new(),
-            by_handle: HashMap::new(),
+            known_by_handle: ByHandle::default(),
             written: HashMap::new(),
-            written_by_handle: HashMap::new(),
+            written_by_handle: ByHandle::default(),
             busy: HashMap::new(),
             leases: HashMap::new(),
             moved: HashMap::new(),
@@ -63,20 +63,23 @@ impl Inodes {
     /// Forgets digests and writers; what workers have in hand ends by itself.
     pub(crate) fn forget_everything(&mut self) {
         self.forget_all_known();
-        self.written.clear();
-        self.written_by_handle.clear();
+        self.forget_written(|_| true);
     }
 
     /// Forgets all about these devices' inodes, except what workers have in hand.
     pub(crate) fn forget_devices(&mut self, devices: &[(u32, u32)]) {
         self.forget_known_of(devices);
-        self.written.retain(|key, _| !devices.contains(&key.device()));
-        self.written_by_handle.retain(|_, key| !devices.contains(&key.device()));
+        self.forget_written(|key| devices.contains(&key.device()));
     }
 
     /// The inode whose lease this descriptor holds.
     pub(crate) fn lease_holder(&self, fd: RawFd) -> Option<Key> {
         self.leases.get(&fd).copied()
+    }
+
+    /// How many leases are held, for what is known or for a worker.
+    pub(crate) fn leases(&self) -> usize {
+        self.leases.len()
     }
 
     /// All descriptors that hold a lease.

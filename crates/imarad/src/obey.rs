@@ -127,7 +127,7 @@ impl Guard {
             busy,
             recall: self.recall.len(),
             recall_capacity: Recall::CAPACITY,
-            leases: self.inodes.leased().len(),
+            leases: self.inodes.leases(),
         }
     }
 

@@ -1,9 +1,9 @@
 //! Files whose content's digest is known.
 //!
 //! They are few and short-lived on purpose: each holds a descriptor, which keeps its file system mounted and a deleted
-//! file's blocks allocated. The least recently used go first, and none stays longer than [`IDLE`] unused.
+//! file's blocks allocated. The least recently used go first, and none stays for
+//! long that nobody asks for.
 
-use std::collections::hash_map::Entry;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
@@ -57,15 +57,13 @@ impl Inodes {
     pub(crate) fn know(&mut self, key: Key, known: Known) {
         self.take_known(&key);
         self.leases.insert(known.file.as_raw_fd(), key);
-        if let Some(handle) = key.handle() {
-            self.by_handle.entry(handle).or_default().push(key);
-        }
+        self.known_by_handle.insert(key);
         self.known.insert(key, known);
     }
 
     /// What is known of files with this handle: one, or none, but for copies of file systems.
     pub(crate) fn known_by_handle(&self, handle: &[u8; 24]) -> Vec<Key> {
-        self.by_handle.get(handle).cloned().unwrap_or_default()
+        self.known_by_handle.get(handle).to_vec()
     }
 
     /// The same as [`known`](Self::known), but no use of it, and to be changed.
@@ -104,12 +102,7 @@ impl Inodes {
 
     fn no_longer_known(&mut self, key: &Key, known: &Known) {
         self.leases.remove(&known.file.as_raw_fd());
-        if let Some(Entry::Occupied(mut keys)) = key.handle().map(|handle| self.by_handle.entry(handle)) {
-            keys.get_mut().retain(|other| other != key);
-            if keys.get().is_empty() {
-                keys.remove();
-            }
-        }
+        self.known_by_handle.remove(key);
     }
 
     /// Forgets a digest and gives its lease back.

@@ -70,27 +70,28 @@ impl Inodes {
     }
 
     pub(crate) fn write(&mut self, key: Key, written: Written) {
-        if let Some(handle) = key.handle() {
-            self.written_by_handle.insert(handle, key);
-        }
+        self.written_by_handle.insert(key);
         self.written.insert(key, written);
     }
 
     /// Owner, mode or label of the file with this handle have changed.
     pub(crate) fn note_attributes(&mut self, handle: &[u8; 24]) {
-        let key = self.written_by_handle.get(handle);
-        if let Some(written) = key.and_then(|key| self.written.get_mut(key)) {
-            written.attributes = true;
+        for key in self.written_by_handle.get(handle) {
+            if let Some(written) = self.written.get_mut(key) {
+                written.attributes = true;
+            }
         }
     }
 
-    fn no_longer_written(&mut self, key: &Key) -> Option<Written> {
-        if let Some(handle) = key.handle()
-            && self.written_by_handle.get(&handle) == Some(key)
-        {
-            self.written_by_handle.remove(&handle);
-        }
+    pub(crate) fn take_written(&mut self, key: &Key) -> Option<Written> {
+        self.orphans.remove(key);
+        self.written_by_handle.remove(key);
         self.written.remove(key)
+    }
+
+    pub(super) fn forget_written(&mut self, which: impl Fn(&Key) -> bool) {
+        let keys: Vec<Key> = self.written.keys().filter(|key| which(key)).copied().collect();
+        keys.iter().for_each(|key| drop(self.take_written(key)));
     }
 
     /// Notes that a written file has no name any more. Such files are forgotten in turn: nobody tells us of their end.
@@ -98,7 +99,7 @@ impl Inodes {
         if key.is_unique() {
             self.bound(key);
         } else {
-            drop(self.no_longer_written(&key));
+            drop(self.take_written(&key));
         }
     }
 
@@ -108,13 +109,8 @@ impl Inodes {
         if self.orphans.len() > ORPHANS
             && let Some(oldest) = self.orphans.pop_front()
         {
-            drop(self.no_longer_written(&oldest));
+            drop(self.take_written(&oldest));
         }
-    }
-
-    pub(crate) fn take_written(&mut self, key: &Key) -> Option<Written> {
-        self.orphans.remove(key);
-        self.no_longer_written(key)
     }
 
     /// Whether there are descriptors to spare for files that are being written.
@@ -126,5 +122,44 @@ impl Inodes {
     pub(crate) fn good_writers(&self) -> usize {
         let good = self.written.iter().filter(|(_, written)| written.writable.good);
         good.filter(|(key, _)| !self.orphans.contains(*key)).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inodes(keys: &[Key]) -> Inodes {
+        let mut inodes = Inodes::new(16);
+        for key in keys {
+            let written = Written { attributes: false, ..Written::of_nobody(Writable { good: true }) };
+            inodes.write(*key, written);
+        }
+        inodes
+    }
+
+    #[test]
+    fn a_change_of_attributes_counts_for_each_copy_of_a_file_that_has_the_handle() {
+        let [one, copy, other] =
+            [(1, 7), (2, 7), (1, 8)].map(|(minor, byte)| Key::of_handle((8, minor), 12, [byte; 24]));
+        let mut inodes = inodes(&[one, copy, other]);
+        inodes.note_attributes(&[7; 24]);
+        let changed = [one, copy, other].map(|key| inodes.written(&key).unwrap().attributes);
+        assert_eq!(changed, [true, true, false]);
+    }
+
+    #[test]
+    fn nothing_stays_of_what_is_forgotten() {
+        let key = |minor: u32| Key::of_handle((8, minor), 12, [7; 24]);
+        let mut inodes = inodes(&[key(1), key(2)]);
+        [key(1), key(2)].into_iter().for_each(|key| inodes.orphan(key));
+        assert_eq!(inodes.good_writers(), 0, "none has a name");
+        inodes.forget_devices(&[(8, 1)]);
+        inodes.write(key(1), Written::of_nobody(Writable { good: true }));
+        assert_eq!((inodes.good_writers(), inodes.orphans.len()), (1, 1), "this one has");
+        inodes.forget_everything();
+        assert!(
+            inodes.written.is_empty() && inodes.orphans.is_empty() && inodes.written_by_handle.get(&[7; 24]).is_empty()
+        );
     }
 }
