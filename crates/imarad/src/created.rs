@@ -45,49 +45,52 @@ pub(crate) struct Created {
     heard: LinkedHashMap<FileHandle, Time>,
     began: Time,
     running: Instant,
+    /// Notices that were lost since.
+    lost: u64,
 }
 
 impl Created {
     pub(crate) fn new(group: NoticeGroup) -> Self {
         let (began, running) = (file::clock(), Instant::now());
-        Self { group, buffer: NoticeBuffer::default(), heard: LinkedHashMap::new(), began, running }
+        Self { group, buffer: NoticeBuffer::default(), heard: LinkedHashMap::new(), began, running, lost: 0 }
     }
 
     pub(crate) const fn group(&self) -> &NoticeGroup {
         &self.group
     }
 
-    /// Reads some of the notices that are there: who makes links faster than we read must not keep us. Returns how many
-    /// were lost.
-    pub(crate) fn listen(&mut self) -> u64 {
-        let mut lost = 0;
-        for _ in 0..READS {
-            match self.hear() {
-                Some(more) => lost += more,
-                None => break,
-            }
-        }
-        lost
+    /// Notices that were lost since the guard began.
+    pub(crate) const fn lost(&self) -> u64 {
+        self.lost
     }
 
-    /// Reads once; how many notices were lost, or `None` if there is nothing more.
-    fn hear(&mut self) -> Option<u64> {
+    /// Reads some of the notices that are there: who makes links faster than we read must not keep us.
+    pub(crate) fn listen(&mut self) {
+        for _ in 0..READS {
+            if !self.hear() {
+                break;
+            }
+        }
+    }
+
+    /// Reads once; whether there was anything.
+    fn hear(&mut self) -> bool {
         let now = file::clock();
-        let notices = self.group.read(&mut self.buffer).ok()?;
-        let (mut lost, mut any) = (0, false);
+        let Ok(notices) = self.group.read(&mut self.buffer) else { return false };
+        let mut any = false;
         for notice in notices {
             any = true;
             match notice {
                 Ok(Notice::Made(handle)) => {
                     self.heard.insert(handle, now);
                 }
-                Ok(_) | Err(_) => lost += 1,
+                Ok(_) | Err(_) => self.lost += 1,
             }
         }
         while self.heard.len() > CAPACITY {
             self.heard.pop_front();
         }
-        any.then_some(lost)
+        any
     }
 
     /// Whether this file was created under guard and has not been asked about before. The notice of an `open(O_CREAT)`
@@ -96,7 +99,7 @@ impl Created {
         let Ok(handle) = file_handle(descriptor) else { return Newness::Old };
         let mut behind = true;
         for _ in 0..READS {
-            behind = self.hear().is_some();
+            behind = self.hear();
             if !behind || self.heard.contains_key(&handle) {
                 break;
             }

@@ -83,7 +83,7 @@ impl Guard {
         let Counters { asked, allowed, denied, tolerated, repaired, .. } = self.counters;
         let Counters { own_threads, mode_off, not_regular, unasked, .. } = self.counters;
         let Counters { known_hits, recalled, while_written, looked_at_once, handed_over, .. } = self.counters;
-        let Counters { hashed_bytes, renewed, lease_breaks, stalls, unanswered, creations_lost, .. } = self.counters;
+        let Counters { hashed_bytes, renewed, lease_breaks, stalls, unanswered, .. } = self.counters;
         let rows = [
             ("asked", asked, "Questions of the kernel."),
             ("allowed", allowed, "Questions answered by letting the opener pass, without complaint."),
@@ -104,7 +104,7 @@ impl Guard {
             ("lease_breaks", lease_breaks, "Leases that somebody had to wait for."),
             ("stalls", stalls, "Pieces of work that were given up because they did not move."),
             ("unanswered", unanswered, "Answers that the kernel did not take, because the opener had been killed."),
-            ("creations_lost", creations_lost, "Notices of new files that were lost."),
+            ("creations_lost", self.created.lost(), "Notices of new files that were lost."),
             ("ignored_known", self.ignoring.known, "Known files that were left to the kernel."),
             (
                 "ignored_unasked",

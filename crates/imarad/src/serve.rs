@@ -193,7 +193,7 @@ impl Guard {
                 self.mounts_changed();
             }
             if is_ready(Source::Creations) {
-                self.counters.creations_lost += self.created.listen();
+                self.created.listen();
             }
             self.closer.flush_due(Instant::now());
             if self.closer.is_behind() {

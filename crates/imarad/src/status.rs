@@ -48,8 +48,6 @@ pub(crate) struct Counters {
     pub(crate) stalls: u64,
     /// Answers that the kernel did not take (the opener was killed).
     pub(crate) unanswered: u64,
-    /// Notices of new files that were lost.
-    pub(crate) creations_lost: u64,
     /// From a question's arrival to its answer.
     pub(crate) latency: Histogram,
     causes: [[u64; Action::ALL.len()]; Cause::ALL.len()],
@@ -202,7 +200,7 @@ impl From<&Histogram> for Latency {
 }
 
 /// Files in the journal.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct JournalState {
     /// Whether there is one for any file system.
     pub(crate) kept: bool,
