@@ -137,7 +137,7 @@ fn some_mounts<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::E
 fn absolute<'de, D: Deserializer<'de>>(value: D) -> Result<PathBuf, D::Error> {
     let path = PathBuf::deserialize(value)?;
     if !path.is_absolute() {
-        let error = format!("{:?} does not begin with / (fix: name the whole path, such as \"{RUN_DIR}\")", path);
+        let error = format!("{:?} does not begin with / (fix: name the whole path)", path);
         return Err(D::Error::custom(error));
     }
     Ok(path)
@@ -298,13 +298,7 @@ mod tests {
             ),
             (
                 "mounts = [\"/\"]\nrun_dir = \"run\"",
-                at(
-                    2,
-                    11,
-                    "run_dir = \"run\"",
-                    5,
-                    "\"run\" does not begin with / (fix: name the whole path, such as \"/run/imara\")",
-                ),
+                at(2, 11, "run_dir = \"run\"", 5, "\"run\" does not begin with / (fix: name the whole path)"),
             ),
             (
                 "mounts = [\"/\"]\nrecover = \"yes\"",
