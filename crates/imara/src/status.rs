@@ -77,6 +77,12 @@ fn text(status: &Value) -> String {
             row("guarding", &what);
         }
     }
+    for path in list(status, "awaited") {
+        let gone = |mount: &Value| mount.get("path") == Some(path);
+        if !list(status, "mounts").any(gone) {
+            row("awaiting", &format!("{}: nothing to guard is mounted there yet", word(Some(path))));
+        }
+    }
     let mut counters = status.get("counters").and_then(Value::as_object).cloned().unwrap_or_default();
     for (group, names) in GROUPS {
         let counted = names.iter().filter_map(|name| counters.remove(*name).map(|count| (name, count)));
@@ -91,6 +97,7 @@ fn text(status: &Value) -> String {
     row("remembered", &counts(status.get("remembered").and_then(Value::as_object), Zeros::Shown));
     row("waiting", &counts(status.get("queues").and_then(Value::as_object), Zeros::Shown));
     row("answers", &latency(status));
+    row("journal", &journal(status));
     for what in list(status, "not_seen") {
         row("not seen", &word(Some(what)));
     }
@@ -137,6 +144,12 @@ fn latency(status: &Value) -> String {
         within(100),
         duration(sum.checked_div(all).unwrap_or(0))
     )
+}
+
+/// Whether there is a journal, and its records.
+fn journal(status: &Value) -> String {
+    let mut journal = status.get("journal").and_then(Value::as_object).cloned().unwrap_or_default();
+    if journal.remove("kept") == Some(Value::Bool(true)) { counts(Some(&journal), Zeros::Shown) } else { NONE.into() }
 }
 
 fn duration(microseconds: u64) -> String {
@@ -213,6 +226,8 @@ mod tests {
                     { "le_microseconds": null, "count": 1 },
                 ],
             },
+            "awaited": ["/b", "/c"],
+            "journal": { "kept": true, "writing": 2, "at_rest": 0 },
             "not_seen": ["mmap"],
         });
         let expected = "\
@@ -224,6 +239,7 @@ pid         7
 running     3 s
 guarding    /a (ext4 on loop0)
 not guarded /b (tmpfs on tmpfs): it has gone; it is guarded again when it is mounted again
+awaiting    /c: nothing to guard is mounted there yet
 questions   asked 200, denied 3
 not judged  none
 judged by   recalled 4
@@ -237,6 +253,7 @@ failures    hash-stalled 1
 remembered  known 1
 waiting     kernel 0, parked 2
 answers     half within 16 µs, 99 % within 32 ms, all within more than 16 s; 200 ms on average
+journal     at rest 0, writing 2
 not seen    mmap
 ";
         assert_eq!(text(&status), expected);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use imara_integrity::check::Mode;
 
-use crate::status::{Latency, Queues, Remembered, Status, Verdicts};
+use crate::status::{JournalState, Latency, Queues, Remembered, Status, Verdicts};
 
 /// `Content-Type` of the format.
 pub(crate) const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -32,6 +32,7 @@ pub(crate) fn text(status: &Status) -> String {
     page.memory(status.remembered);
     page.queues(status.queues);
     page.latency(&status.latency);
+    page.journal(status.journal);
     page.0
 }
 
@@ -59,6 +60,10 @@ impl Page {
         for mount in &status.mounts {
             let labels = [("path", mount.path.as_str()), ("filesystem", &mount.filesystem), ("device", &mount.device)];
             self.sample("guarded", &labels, u64::from(mount.guarded));
+        }
+        self.family("awaited", Kind::Gauge, "Always 1, for each mount point where something is missing.");
+        for path in &status.awaited {
+            self.sample("awaited", &[("path", path)], 1);
         }
     }
 
@@ -105,6 +110,14 @@ impl Page {
         }
         self.sample(&format!("{name}_sum"), &[], seconds(latency.sum_microseconds));
         self.sample(&format!("{name}_count"), &[], below);
+    }
+
+    fn journal(&mut self, JournalState { kept, writing, at_rest }: JournalState) {
+        self.gauge("journal_kept", "1 if there is a journal for any file system.", u64::from(kept));
+        self.family("journal_records", Kind::Gauge, "Records in the journal, by what their files are.");
+        for (state, count) in [("writing", writing), ("at_rest", at_rest)] {
+            self.sample("journal_records", &[("state", state)], count);
+        }
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {

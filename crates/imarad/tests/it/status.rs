@@ -8,7 +8,7 @@ use std::path::Path;
 use imara_linux::testing;
 use serde_json::Value;
 
-use crate::daemon::{Daemon, EVERYTHING_OF_ROOT, Log, RunDir, eventually};
+use crate::daemon::{self, Daemon, EVERYTHING_OF_ROOT, Log, RunDir, eventually};
 use crate::exposition::{Exposition, parse};
 use crate::files::{self, REFUSED, error_of, good_and_bad};
 use crate::image::ext4;
@@ -163,7 +163,11 @@ fn metrics_say_what_status_says() {
     let Some(_) = testing::root() else { return };
     let scratch = ext4();
     let (good, bad) = good_and_bad(scratch.path());
-    let daemon = Daemon::with(RunDir::new(), "enforce", EVERYTHING_OF_ROOT, &[scratch.path()], Log::Read);
+    let run_dir = RunDir::new();
+    let policy = run_dir.policy(EVERYTHING_OF_ROOT);
+    let mut command = daemon::command(run_dir.path(), "enforce", &policy, &[scratch.path()]);
+    command.args(["--later", "/nowhere/yet"]);
+    let daemon = Daemon::run(run_dir, command, Log::Read);
     for _ in 0..7 {
         files::read(&good).unwrap();
         assert_eq!(error_of(File::open(&bad)), REFUSED);
@@ -188,6 +192,12 @@ fn metrics_say_what_status_says() {
     let device = status["mounts"][0]["device"].as_str().unwrap();
     let labels = [("path", path), ("filesystem", "ext4"), ("device", device)];
     assert_eq!(page.value("imara_guarded", &labels), Some(1.0));
+    assert_eq!(page.value("imara_awaited", &[("path", "/nowhere/yet")]), Some(1.0));
+    assert_eq!(page.value("imara_journal_kept", &[]), Some(1.0));
+    for state in ["writing", "at_rest"] {
+        let records = page.value("imara_journal_records", &[("state", state)]);
+        assert_eq!(records, status["journal"][state].as_f64(), "{state}");
+    }
     let modes = ["off", "log", "fix", "enforce"].map(|mode| page.value("imara_mode", &[("mode", mode)]));
     assert_eq!(modes, [Some(0.0), Some(0.0), Some(0.0), Some(1.0)]);
     assert_eq!(page.value("imara_verdicts_total", &[("cause", "invalid-hash"), ("verdict", "denied")]), Some(7.0));
