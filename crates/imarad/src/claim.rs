@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use anyhow::bail;
-use imara_linux::fanotify::FsMask;
 use imara_linux::notice::NoticeGroup;
 
 use crate::candidate::Candidate;
@@ -22,22 +21,20 @@ impl Guard {
         };
         let private = if private { files.next() } else { None };
         let top = files.next();
-        let unseen = FsMask::OPEN.union(FsMask::EXEC);
-        let private = private.filter(|own| self.group.ignore_mount(own.as_fd(), unseen).is_ok());
         if lock.is_none() {
             let device = guarded.device();
             let Some(fs) = self.filesystems.bereft_mut(&guarded.path, device) else { bail!("it has gone meanwhile") };
-            fs.keep_private(private);
+            fs.keep_private(private, &self.group);
             return Ok(());
         }
-        guarded.keep_private(private);
+        guarded.keep_private(private, &self.group);
         guarded.lock = lock;
         let top = top.as_ref().unwrap_or(&root);
         let notices = [self.created.group(), self.ignoring.notices()];
         let marked = notices
             .iter()
             .try_for_each(|group| mark_notices(group, root.as_fd(), top.as_fd()))
-            .and_then(|()| Ok(self.group.mark_filesystem(root.as_fd(), FsMask::GUARD)?));
+            .and_then(|()| Ok(self.group.mark_filesystem(root.as_fd(), self.violations.mask())?));
         if let Err(error) = marked {
             for group in notices {
                 // An error says that it was not marked.

@@ -102,9 +102,10 @@ impl Guarded {
         self.device
     }
 
-    /// Takes a mount of our own over.
-    pub(crate) fn keep_private(&mut self, private: Option<LateFd>) {
-        self.private = private.map(Arc::new);
+    /// Takes a mount of our own over, and out of the guard's sight.
+    pub(crate) fn keep_private(&mut self, private: Option<LateFd>, group: &PermissionGroup) {
+        let unseen = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
+        self.private = private.filter(|root| group.ignore_mount(root.as_fd(), unseen).is_ok()).map(Arc::new);
         self.bereft = false;
     }
 
@@ -181,16 +182,13 @@ impl FileSystems {
         &self.guarded
     }
 
-    /// Makes each file system's mount of our own, where the kernel lets us, and takes it out of the guard's sight.
+    /// Makes each file system's mount of our own, where the kernel lets us.
     pub(crate) fn make_private(&mut self, group: &PermissionGroup, closer: &Closer, mounts: &[(PathBuf, OwnedFd)]) {
         for (guarded, (_, mount)) in self.guarded.iter_mut().zip(mounts) {
             // Through a copy of one that maps ids, files would not show their own owners.
             let maps = imara_linux::mounts::mount_of_file(mount.as_fd()).is_ok_and(|mount| mount.id_mapped);
             let private = if maps { None } else { private_mount::of(mount.as_fd()).ok() };
-            let private = private.map(|root| closer.late(root, false));
-            let unseen = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
-            guarded.private =
-                private.filter(|private| group.ignore_mount(private.as_fd(), unseen).is_ok()).map(Arc::new);
+            guarded.keep_private(private.map(|root| closer.late(root, false)), group);
         }
     }
 

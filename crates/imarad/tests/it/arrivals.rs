@@ -1,7 +1,7 @@
 //! File systems that go and come while the guard runs.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use imara_linux::testing;
@@ -9,11 +9,21 @@ use imara_linux::testing;
 use crate::daemon::{self, Daemon, EVERYTHING_OF_ROOT, Log, RunDir, eventually};
 use crate::files::{self, label_becomes};
 use crate::starting::{Device, bad_file, done, is_refused};
+use crate::violations::{MEASURED, Opener, READ, WRITE, counted};
+
+/// A file system that is mounted, and a file on it that is bad.
+fn mounted() -> (Device, PathBuf) {
+    let device = Device::new();
+    device.make();
+    device.mount();
+    let bad = bad_file(&device.point);
+    (device, bad)
+}
 
 /// A guard that awaits a file system, which need not be there.
-fn awaiting(point: &Path) -> Daemon {
+fn awaiting(point: &Path, policy: &str) -> Daemon {
     let run_dir = RunDir::new();
-    let policy = run_dir.policy(EVERYTHING_OF_ROOT);
+    let policy = run_dir.policy(policy);
     let mut command = daemon::command(run_dir.path(), "enforce", &policy, &[]);
     command.arg("--later").arg(point).stdin(Stdio::null());
     Daemon::run(run_dir, command, Log::Read)
@@ -32,10 +42,7 @@ fn awaited(daemon: &Daemon) -> usize {
 #[test]
 fn what_is_mounted_again_is_guarded_again_and_so_is_another_file_system_in_its_place() {
     let Some(_) = testing::root() else { return };
-    let device = Device::new();
-    device.make();
-    device.mount();
-    let bad = bad_file(&device.point);
+    let (device, bad) = mounted();
     let daemon = Daemon::start("enforce", &[&device.point]);
     assert!(is_refused(&bad));
     device.umount();
@@ -70,19 +77,16 @@ fn what_is_mounted_again_is_guarded_again_and_so_is_another_file_system_in_its_p
 #[test]
 fn what_need_not_be_there_at_the_start_is_guarded_when_it_comes() {
     let Some(_) = testing::root() else { return };
-    let device = Device::new();
-    device.make();
-    device.mount();
-    let bad = bad_file(&device.point);
+    let (device, bad) = mounted();
     device.umount();
-    let daemon = awaiting(&device.point);
+    let daemon = awaiting(&device.point, EVERYTHING_OF_ROOT);
     assert_eq!(awaited(&daemon), 1);
     device.mount();
     has_come(&daemon, 1);
     assert_eq!((awaited(&daemon), is_refused(&bad)), (0, true));
     daemon.stop();
     // Nor does it matter if it is there already.
-    let daemon = awaiting(&device.point);
+    let daemon = awaiting(&device.point, EVERYTHING_OF_ROOT);
     has_come(&daemon, 1);
     assert!(is_refused(&bad));
     device.umount();
@@ -92,10 +96,7 @@ fn what_need_not_be_there_at_the_start_is_guarded_when_it_comes() {
 #[test]
 fn mounts_that_come_and_go_quickly_and_bind_mounts_leave_the_guard_as_it_is() {
     let Some(_) = testing::root() else { return };
-    let device = Device::new();
-    device.make();
-    device.mount();
-    let bad = bad_file(&device.point);
+    let (device, bad) = mounted();
     let daemon = Daemon::start("enforce", &[&device.point]);
     for _ in 0..20 {
         let done = eventually(|| Command::new("umount").arg(&device.point).status().unwrap().success().then_some(()));
@@ -124,15 +125,33 @@ fn mounts_that_come_and_go_quickly_and_bind_mounts_leave_the_guard_as_it_is() {
 #[test]
 fn what_another_guard_has_is_taken_when_that_has_ended() {
     let Some(_) = testing::root() else { return };
-    let device = Device::new();
-    device.make();
-    device.mount();
-    let bad = bad_file(&device.point);
+    let (device, bad) = mounted();
     let first = Daemon::start("enforce", &[&device.point]);
-    let second = awaiting(&device.point);
+    let second = awaiting(&device.point, EVERYTHING_OF_ROOT);
     second.says("has come and is not guarded yet: ");
     first.stop();
     has_come(&second, 1);
     assert!(is_refused(&bad));
     second.stop();
+}
+
+#[test]
+fn who_reads_and_writes_at_the_same_time_is_heard_of_on_what_has_come_too() {
+    let Some(_) = testing::root() else { return };
+    let (device, _) = mounted();
+    let path = device.point.join("file");
+    files::make(&path, b"content");
+    let daemon = awaiting(&device.point, MEASURED);
+    has_come(&daemon, 1);
+    let mut opener = Opener::shell(&path);
+    opener.does("exec 3<$f");
+    opener.does(WRITE);
+    assert_eq!(counted(&daemon), [1, 0]);
+    opener.does("exec 3<&-");
+    opener.does(READ);
+    opener.does(WRITE);
+    assert_eq!(counted(&daemon), [1, 0], "the close of a reader is heard of");
+    opener.ends();
+    device.umount();
+    daemon.stop();
 }

@@ -13,15 +13,16 @@ use crate::files::{self, REFUSED, error_of, good_and_bad};
 use crate::image::ext4;
 
 /// Everything of root is judged, and measured when it is opened for reading or executed.
-const MEASURED: &str =
+pub(crate) const MEASURED: &str =
     "measure func=FILE_CHECK mask=MAY_READ\nmeasure func=FILE_CHECK mask=MAY_EXEC\nappraise fowner=0\n";
 
-const READ: &str = "exec 9<$f; exec 9<&-";
-const WRITE: &str = "exec 8>>$f; exec 8>&-";
+/// What an [`Opener`] does: opens `$f` and closes it.
+pub(crate) const READ: &str = "exec 9<$f; exec 9<&-";
+pub(crate) const WRITE: &str = "exec 8>>$f; exec 8>&-";
 
 /// A process that opens and closes `$f` as it is told. Our own descriptors would not do: the children that other tests
 /// fork have them open for a moment too.
-struct Opener {
+pub(crate) struct Opener {
     child: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -29,7 +30,7 @@ struct Opener {
 
 impl Opener {
     /// A shell.
-    fn shell(path: &Path) -> Self {
+    pub(crate) fn shell(path: &Path) -> Self {
         Self::start(Command::new("sh").args(["-c", "while read -r line; do eval \"$line\"; echo done; done"]), path)
     }
 
@@ -58,14 +59,14 @@ impl Opener {
         Self { child, orders, answers }
     }
 
-    fn does(&mut self, what: &str) {
+    pub(crate) fn does(&mut self, what: &str) {
         writeln!(self.orders, "{what}").unwrap();
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
         assert_eq!(answer, "done\n", "{what}");
     }
 
-    fn ends(self) {
+    pub(crate) fn ends(self) {
         let Self { mut child, orders, .. } = self;
         drop(orders);
         assert!(child.wait().unwrap().success());
@@ -77,7 +78,7 @@ fn start(mode: &str, policy: &str, scratch: &ScratchMount) -> Daemon {
 }
 
 /// How often each was counted: `ToMToU` and `open_writers`.
-fn counted(daemon: &Daemon) -> [u64; 2] {
+pub(crate) fn counted(daemon: &Daemon) -> [u64; 2] {
     let status = daemon.status();
     ["ToMToU", "open_writers"].map(|word| status["violations"][word].as_u64().unwrap())
 }
