@@ -42,7 +42,9 @@ impl Guard {
             }
             return Err(error);
         }
-        self.filesystems.insert(guarded);
+        if let Some(other) = self.filesystems.insert(guarded) {
+            self.journal.has_another(other);
+        }
         Ok(())
     }
 }

@@ -142,8 +142,8 @@ impl FileSystems {
         Self { later, ..Self::default() }
     }
 
-    /// Adds one, in the place of one that has gone from there, if it has.
-    pub(crate) fn insert(&mut self, guarded: Guarded) {
+    /// Adds one, in the place of one that has gone from there, if it has. Its number, if it is another one than that.
+    pub(crate) fn insert(&mut self, guarded: Guarded) -> Option<usize> {
         let gone = self.guarded.iter().position(|fs| fs.path == guarded.path && !fs.marked);
         let index = gone.unwrap_or(self.guarded.len());
         self.devices.retain(|_, of| *of != index);
@@ -151,8 +151,14 @@ impl FileSystems {
         self.devices.insert(guarded.shown, index);
         self.devices.insert(guarded.device, index);
         match self.guarded.get_mut(index) {
-            Some(before) => *before = guarded,
-            None => self.guarded.push(guarded),
+            Some(before) => {
+                let before = std::mem::replace(before, guarded).facts.uuid;
+                self.guarded.get(index).is_some_and(|now| now.facts.uuid != before).then_some(index)
+            }
+            None => {
+                self.guarded.push(guarded);
+                Some(index)
+            }
         }
     }
 

@@ -302,6 +302,11 @@ impl Journal {
         }
     }
 
+    /// The file system with this number is not the one any more whose journal was opened at the start.
+    pub(crate) fn has_another(&mut self, file_system: usize) {
+        self.file_systems.retain(|covered| *covered != file_system);
+    }
+
     /// Who need not wait any more, because of what has been written, or could not be (and why).
     pub(crate) fn noted(&mut self) -> Option<(Vec<Waiting>, Option<String>)> {
         let (ids, error) = self.scribe.as_ref()?.1.try_recv().ok()?;

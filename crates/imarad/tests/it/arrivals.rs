@@ -155,3 +155,34 @@ fn who_reads_and_writes_at_the_same_time_is_heard_of_on_what_has_come_too() {
     device.umount();
     daemon.stop();
 }
+
+#[test]
+fn what_comes_in_the_place_of_another_is_not_noted_in_the_journal_of_that() {
+    let Some(_) = testing::root() else { return };
+    let (device, _) = mounted();
+    let path = device.point.join("file");
+    files::make(&path, b"content");
+    let daemon = Daemon::start("enforce", &[&device.point]);
+    let noted = || {
+        let writer = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let journal = daemon.status()["journal"].clone();
+        drop(writer);
+        (journal["kept"].as_bool().unwrap(), journal["writing"].as_u64().unwrap())
+    };
+    assert_eq!(noted(), (true, 1));
+    device.umount();
+    daemon.says("has gone and is no longer guarded");
+    device.mount();
+    has_come(&daemon, 1);
+    assert_eq!(noted(), (true, 1), "it is the same");
+    device.umount();
+    assert!(eventually(|| (awaited(&daemon) == 1).then_some(())).is_some());
+    device.make();
+    device.mount();
+    has_come(&daemon, 2);
+    fs::write(&path, b"content").unwrap();
+    label_becomes(&path, b"content");
+    assert_eq!(noted(), (false, 0));
+    device.umount();
+    daemon.stop();
+}
