@@ -110,7 +110,9 @@ impl Writer {
     fn entry(&mut self, kind: u8, parts: &[&[u8]], out: &mut Vec<u8>) {
         let begin = out.len();
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        out.extend(u16::try_from(length).expect("bodies are bounded: 16 ids, labels and paths of 4 KiB").to_le_bytes());
+        out.extend(
+            u16::try_from(length).expect("bodies are bounded: 4096 ids, or a label and a path of 4 KiB").to_le_bytes(),
+        );
         out.extend([VERSION, kind]);
         parts.iter().for_each(|part| out.extend_from_slice(part));
         self.last = self.key.mac(&[&self.last, out.get(begin..).unwrap_or_default()]);
@@ -161,7 +163,8 @@ impl<'a> Journal<'a> {
     pub fn read(key: &MacKey, bytes: &'a [u8]) -> Self {
         let mut journal = Self { identity: None, records: Vec::new(), end: End::Whole, last: [0; MAC_LENGTH] };
         let mut reader = Reader::new(bytes);
-        let mut highest = 0;
+        // Of each record, whether it was struck out since: taking each out at once would move all behind it.
+        let (mut struck, mut highest) = (Vec::new(), 0);
         loop {
             let at = reader.offset();
             match Entry::read(key, &journal.last, &mut reader) {
@@ -172,7 +175,7 @@ impl<'a> Journal<'a> {
                 Ok(None) => break,
                 Ok(Some((entry, mac))) => {
                     // Vouched for, so it is ours; but not where it belongs, so we do not know what it means.
-                    if !journal.take(entry, bytes.len(), &mut highest) {
+                    if !journal.take(entry, bytes.len(), &mut struck, &mut highest) {
                         journal.end = End::Unknown { at, version: VERSION };
                         break;
                     }
@@ -180,10 +183,12 @@ impl<'a> Journal<'a> {
                 }
             }
         }
+        let mut struck = struck.into_iter();
+        journal.records.retain(|_| struck.next() == Some(false));
         journal
     }
 
-    fn take(&mut self, entry: Entry<'a>, length: usize, highest: &mut u64) -> bool {
+    fn take(&mut self, entry: Entry<'a>, length: usize, struck: &mut Vec<bool>, highest: &mut u64) -> bool {
         match (entry, self.identity) {
             (Entry::Begin(filesystem, incarnation), None) => {
                 self.identity = Some((filesystem, incarnation));
@@ -195,21 +200,23 @@ impl<'a> Journal<'a> {
                     self.records.reserve_exact(length / SHORTEST);
                 }
                 self.records.push(record);
+                struck.push(false);
                 true
             }
             (Entry::AtRest(ids), Some(_)) => {
-                self.strike(ids);
+                self.strike(ids, struck);
                 true
             }
             (Entry::Begin(..), Some(_)) | (Entry::Writing(_), _) | (Entry::AtRest(_), None) => false,
         }
     }
 
-    fn strike(&mut self, ids: &[u8]) {
+    fn strike(&self, ids: &[u8], struck: &mut [bool]) {
         let (ids, _) = ids.as_chunks::<8>();
         for id in ids.iter().map(|id| u64::from_le_bytes(*id)) {
-            if let Ok(place) = self.records.binary_search_by_key(&id, |record| record.id) {
-                self.records.remove(place);
+            let place = self.records.binary_search_by_key(&id, |record| record.id);
+            if let Some(struck) = place.ok().and_then(|place| struck.get_mut(place)) {
+                *struck = true;
             }
         }
     }

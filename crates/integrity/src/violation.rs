@@ -190,7 +190,7 @@ mod tests {
     use Violation::{OpenWriters, ToMToU};
 
     /// Plays a row of events: `m` measured read, `r` read that is not measured, `w` write, `e` and `f` either of them,
-    /// measured and not; `M`/`R`/`W` what is known of other writers is taken from the counts; `-r` `-w` `-e` closes.
+    /// measured and not; `-r` `-w` `-e` closes. What is known of other writers is taken from the counts.
     fn play(events: &str) -> Vec<(usize, Violation)> {
         let mut state = OpenState::default();
         let mut said = Vec::new();

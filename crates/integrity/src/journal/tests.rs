@@ -121,6 +121,17 @@ fn what_a_later_version_wrote_ends_the_journal() {
 }
 
 #[test]
+fn what_is_struck_out_before_it_is_written_counts() {
+    let mut bytes = Vec::new();
+    let mut writer = Writer::begin(key(), &FILESYSTEM, &INCARNATION, &mut bytes);
+    writer.at_rest(&[1, 2], &mut bytes);
+    (1..5).for_each(|id| assert!(writer.writing(&record(id, None), &mut bytes)));
+    writer.at_rest(&[3, 3, 1], &mut bytes);
+    let left: Vec<_> = Journal::read(&key(), &bytes).records.iter().map(|record| record.id).collect();
+    assert_eq!(left, [2, 4]);
+}
+
+#[test]
 fn ids_must_rise() {
     let (mut bytes, _, _) = journal();
     let mut again = Vec::new();
