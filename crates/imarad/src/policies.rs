@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use imara_integrity::event::Hook;
-use imara_integrity::policy::{Dialect, Family, Options, Policy, Source};
+use imara_integrity::policy::{Dialect, Family, Options, Policy, Source, Verb};
 
 /// Loads a policy: a file, or `builtin:NAME`. The error of a broken one shows the places.
 pub(crate) fn load(name: &str) -> anyhow::Result<Policy> {
@@ -16,16 +16,29 @@ pub(crate) fn load(name: &str) -> anyhow::Result<Policy> {
     }
 }
 
+/// What fanotify shows: that a file is opened, and that it is executed.
+const SHOWN: [Hook; 3] = [Hook::FileCheck, Hook::BprmCheck, Hook::CredsCheck];
+
+/// Whether no rule can ever have a file judged, because all are for hooks that fanotify does not show, or for none.
+pub(crate) fn guards_nothing(policy: &Policy) -> bool {
+    let mut rules = policy.rules().map(|numbered| numbered.rule);
+    !rules.any(|rule| {
+        let action = rule.action;
+        action.family() == Family::Appraise
+            && action.verb() == Verb::Do
+            && rule.func.is_none_or(|hook| SHOWN.contains(&hook))
+    })
+}
+
 /// Warnings about rules that no permission event can answer to.
 pub(crate) fn unseen(policy: &Policy) -> Vec<String> {
     if !policy.active().contains(Family::Appraise) {
         return vec!["the policy appraises nothing, so every file is let through".into()];
     }
-    let seen = [Hook::FileCheck, Hook::BprmCheck, Hook::CredsCheck];
     policy
         .rules()
         .filter_map(|numbered| {
-            let hook = numbered.rule.func.filter(|hook| !seen.contains(hook))?;
+            let hook = numbered.rule.func.filter(|hook| !SHOWN.contains(hook))?;
             Some(format!(
                 "policy line {}: func={hook} is not seen by fanotify, the rule has no effect here (opening such a file \
                  is seen as FILE_CHECK)",
@@ -61,5 +74,23 @@ mod tests {
         let warned = warnings("appraise\nappraise func=MMAP_CHECK\n");
         assert_eq!(warned.len(), 1);
         assert!(warned[0].starts_with("policy line 2: func=MMAP_CHECK is not seen by fanotify"), "{}", warned[0]);
+    }
+
+    #[test]
+    fn a_policy_that_has_nothing_judged_is_known_for_it() {
+        for (text, expected) in [
+            ("", true),
+            ("measure", true),
+            ("dont_appraise fowner=0", true),
+            ("appraise func=MODULE_CHECK", true),
+            ("appraise func=MMAP_CHECK\nappraise func=FIRMWARE_CHECK", true),
+            ("appraise func=MMAP_CHECK\nappraise func=BPRM_CHECK", false),
+            ("appraise func=CREDS_CHECK", false),
+            ("appraise func=FILE_CHECK mask=MAY_WRITE", false),
+            ("appraise fowner=0", false),
+        ] {
+            let policy = Policy::parse(text.as_bytes(), &Options::default()).unwrap();
+            assert_eq!(guards_nothing(&policy), expected, "{text:?}");
+        }
     }
 }

@@ -12,10 +12,9 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use imara_integrity::event::Hook;
 use imara_integrity::host_key::HostKey;
 use imara_integrity::journal::PURPOSE;
-use imara_integrity::policy::{Family, Policy, Verb};
+use imara_integrity::policy::Policy;
 use imara_linux::apart::{Apart, Giver, Home, Taker, handing_over};
 use imara_linux::control::Listener;
 use imara_linux::epoll::Waker;
@@ -428,27 +427,16 @@ fn lease_break_time() -> anyhow::Result<Duration> {
 
 /// A rule for something that fanotify does not show would be a promise that nobody keeps.
 fn warn_about_unseen_hooks(policy: &Policy, log: &Log) {
-    let warnings = policies::unseen(policy).into_iter().chain(guards_nothing(policy).then(|| NOTHING.to_owned()));
+    let warnings =
+        policies::unseen(policy).into_iter().chain(policies::guards_nothing(policy).then(|| NOTHING.to_owned()));
     for warning in warnings {
         log.say(Level::Warning, format!("imarad: {warning}"));
     }
 }
 
-/// Said where [`guards_nothing`].
+/// Said where a policy [guards nothing](policies::guards_nothing).
 const NOTHING: &str = "nothing is guarded by this policy: no rule of it appraises a file that is opened or executed (fix: \
                        choose another with --policy, such as builtin:appraise_tcb)";
-
-/// Whether no rule can ever have a file judged, because all are for hooks that fanotify does not show, or for none.
-fn guards_nothing(policy: &Policy) -> bool {
-    let shown = [Hook::FileCheck, Hook::BprmCheck, Hook::CredsCheck];
-    let mut rules = policy.rules().map(|numbered| numbered.rule);
-    !rules.any(|rule| {
-        let action = rule.action;
-        action.family() == Family::Appraise
-            && action.verb() == Verb::Do
-            && rule.func.is_none_or(|hook| shown.contains(&hook))
-    })
-}
 
 /// The line that says that every mark is in place.
 fn announce(guard: &Guard) {
@@ -456,34 +444,9 @@ fn announce(guard: &Guard) {
     let (mode, policy) = (guard.settings.mode, &guard.policy_name);
     let mounts = if mounts.is_empty() { vec!["nothing yet".to_owned()] } else { mounts };
     let mut line = format!("guarding {} (mode {mode}, policy {policy})", mounts.join(" "));
-    if guards_nothing(&guard.policy) {
+    if policies::guards_nothing(&guard.policy) {
         line = format!("{line}, but {NOTHING}");
     }
     // Whoever started us may not care to read it.
     let _ = writeln!(std::io::stdout().lock(), "{line}");
-}
-
-#[cfg(test)]
-mod tests {
-    use imara_integrity::policy::Options;
-
-    use super::*;
-
-    #[test]
-    fn a_policy_that_has_nothing_judged_is_known_for_it() {
-        for (text, expected) in [
-            ("", true),
-            ("measure", true),
-            ("dont_appraise fowner=0", true),
-            ("appraise func=MODULE_CHECK", true),
-            ("appraise func=MMAP_CHECK\nappraise func=FIRMWARE_CHECK", true),
-            ("appraise func=MMAP_CHECK\nappraise func=BPRM_CHECK", false),
-            ("appraise func=CREDS_CHECK", false),
-            ("appraise func=FILE_CHECK mask=MAY_WRITE", false),
-            ("appraise fowner=0", false),
-        ] {
-            let policy = Policy::parse(text.as_bytes(), &Options::default()).unwrap();
-            assert_eq!(guards_nothing(&policy), expected, "{text:?}");
-        }
-    }
 }
