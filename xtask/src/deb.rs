@@ -26,6 +26,7 @@ const FILES: &[(&str, &str, u32)] = &[
     ("docs/operation.md", "usr/share/doc/imara/docs/operation.md", 0o644),
     ("docs/failures.md", "usr/share/doc/imara/docs/failures.md", 0o644),
     ("docs/control.md", "usr/share/doc/imara/docs/control.md", 0o644),
+    ("docs/coverage.md", "usr/share/doc/imara/docs/coverage.md", 0o644),
     ("docs/kernel-differences.md", "usr/share/doc/imara/docs/kernel-differences.md", 0o644),
     ("packaging/deb/postinst", "DEBIAN/postinst", 0o755),
     ("packaging/deb/prerm", "DEBIAN/prerm", 0o755),
@@ -148,8 +149,12 @@ impl Tree {
         for page in fs::read_dir(section)? {
             compress(&page?.path())?;
         }
-        self.write("usr/share/man/man8/imarad.8", 0o644, &fs::read(root().join("packaging/imarad.8"))?)?;
-        compress(&self.0.join("usr/share/man/man8/imarad.8"))
+        for (page, section) in [("imara.toml.5", "man5"), ("imarad.8", "man8")] {
+            let to = format!("usr/share/man/{section}/{page}");
+            self.write(&to, 0o644, &fs::read(root().join("packaging").join(page))?)?;
+            compress(&self.0.join(to))?;
+        }
+        Ok(())
     }
 
     /// What tells dpkg about the rest.

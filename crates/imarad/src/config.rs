@@ -223,14 +223,77 @@ mod tests {
         assert_eq!(packaged, Config { settings, ..default });
     }
 
+    /// The entries of the manual's page: what stands at the head of each, and its text.
+    fn manual() -> Vec<(String, &'static str)> {
+        let page = include_str!("../../../packaging/imara.toml.5");
+        let keys = page.split(".SH KEYS\n.TP\n").nth(1).unwrap().split(".SH").next().unwrap();
+        // Lists of words within an entry are indented, between .RS and .RE.
+        let mut entries = vec![String::new()];
+        let mut depth = 0;
+        for line in keys.lines() {
+            depth += match line {
+                ".RS" => 1,
+                ".RE" => -1,
+                _ => 0,
+            };
+            if line == ".TP" && depth == 0 {
+                entries.push(String::new());
+            } else {
+                entries.last_mut().unwrap().push_str(&format!("{line}\n"));
+            }
+        }
+        let entries = entries.into_iter().map(|entry| {
+            let entry: &'static str = entry.leak();
+            let (head, text) = entry.split_once('\n').unwrap();
+            (head.strip_prefix(".B ").unwrap().replace("\\(dq", "\""), text)
+        });
+        entries.collect()
+    }
+
+    /// What a message says was expected, of the keys or of the words of one.
+    fn expected(text: &str) -> std::collections::BTreeSet<String> {
+        let error = format!("{:#}", Config::parse(text).unwrap_err());
+        let (_, words) = error.rsplit_once("expected ").unwrap();
+        let words = words.trim_start_matches("one of ").trim_end_matches(')').replace(" or ", ", ");
+        words.split(", ").map(|word| word.trim_matches(['`', '"']).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_manual_has_every_key_with_its_default_and_every_word_that_it_takes() {
+        let entries = manual();
+        let keys = entries.iter().map(|(head, _)| head.split(" = ").next().unwrap().to_owned()).collect();
+        assert_eq!(expected("mounts = [\"/srv\"]\nno_such_key = 1"), keys);
+        let defaults: String =
+            entries.iter().filter(|(head, _)| head.contains(" = ")).map(|(head, _)| format!("{head}\n")).collect();
+        let short = Config::parse("mounts = [\"/srv\"]").unwrap();
+        assert_eq!(Config::parse(&format!("mounts = [\"/srv\"]\n{defaults}")).unwrap(), short);
+        assert_eq!(defaults.lines().count(), entries.len() - 2, "but for mounts and mounts_later");
+        let lists = entries.iter().filter(|(_, text)| text.contains(".RS"));
+        let lists = lists.map(|(head, text)| {
+            let key = head.split(" = ").next().unwrap();
+            let words = text.split(".TP\n.B ").skip(1).map(|word| word.lines().next().unwrap().to_owned()).collect();
+            assert_eq!(expected(&format!("mounts = [\"/srv\"]\n{key} = \"no such word\"")), words, "{key}");
+            key
+        });
+        assert_eq!(lists.collect::<Vec<_>>(), ["mode", "recover", "journal", "log"]);
+        let packaged = include_str!("../../../packaging/imara.toml");
+        for (head, _) in &entries {
+            let key = head.split(" = ").next().unwrap();
+            let is_shown = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(packaged.lines().any(is_shown), "{key} is not in the packaged file");
+        }
+    }
+
     #[test]
     fn every_key_is_taken() {
         let text = "mode = \"log\"\npolicy = \"/etc/ima/ima-policy\"\nmounts = [\"/\", \"/usr\"]\nhash = \"sha512\"\n\
+                    mounts_later = [\"/media\"]\n\
                     run_dir = \"/run/x\"\nstate_dir = \"/x\"\nrecover = \"ask\"\njournal = \"off\"\nlog = \"journald\"\n";
         let config = Config::parse(text).unwrap();
         assert_eq!(config.settings, Settings { mode: Mode::Log, hash: HashAlgorithm::Sha512 });
         assert_eq!(config.policy, "/etc/ima/ima-policy");
         assert_eq!(config.mounts, [PathBuf::from("/"), PathBuf::from("/usr")]);
+        assert_eq!(config.later, [PathBuf::from("/media")]);
         assert_eq!((config.state_dir, config.recover, config.journal), ("/x".into(), Recover::Ask, Keeping::Off));
         assert_eq!((config.run_dir, config.log), (PathBuf::from("/run/x"), Sink::Journal));
     }

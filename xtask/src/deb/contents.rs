@@ -25,11 +25,13 @@ const EXPECTED: &[&str] = &[
     "-rw-r--r-- usr/share/doc/imara/changelog.gz",
     "-rw-r--r-- usr/share/doc/imara/copyright",
     "-rw-r--r-- usr/share/doc/imara/docs/control.md",
+    "-rw-r--r-- usr/share/doc/imara/docs/coverage.md",
     "-rw-r--r-- usr/share/doc/imara/docs/failures.md",
     "-rw-r--r-- usr/share/doc/imara/docs/kernel-differences.md",
     "-rw-r--r-- usr/share/doc/imara/docs/operation.md",
     "-rw-r--r-- usr/share/fish/vendor_completions.d/imara.fish",
     "-rw-r--r-- usr/share/man/man1/imara.1.gz",
+    "-rw-r--r-- usr/share/man/man5/imara.toml.5.gz",
     "-rw-r--r-- usr/share/man/man8/imarad.8.gz",
     "-rw-r--r-- usr/share/zsh/vendor-completions/_imara",
 ];
