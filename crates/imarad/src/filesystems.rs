@@ -104,8 +104,7 @@ impl Guarded {
 
     /// Takes a mount of our own over, and out of the guard's sight.
     pub(crate) fn keep_private(&mut self, private: Option<LateFd>, group: &PermissionGroup) {
-        let unseen = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
-        self.private = private.filter(|root| group.ignore_mount(root.as_fd(), unseen).is_ok()).map(Arc::new);
+        self.private = private.filter(|root| group.ignore_mount(root.as_fd(), FsMask::IGNORABLE).is_ok()).map(Arc::new);
         self.bereft = false;
     }
 

@@ -6,25 +6,26 @@
 //!
 //! Source: `fanotify(7)`; Linux `fs/notify/fanotify/fanotify_user.c`.
 
+mod event;
+mod listing;
+
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use imara_integrity::check::Pass;
+pub use event::{Answered, Event, EventBuffer, Events, Pending};
+pub use listing::Marked;
 
 use crate::error::{CallError, Target};
 use crate::file::path_of;
-use crate::sys::{FanotifyFd, RawEvents};
+use crate::sys::FanotifyFd;
 
 /// `FAN_REPORT_FD_ERROR` (Linux 6.13): an event whose file could not be opened comes with `-errno`, instead of
 /// vanishing when it is not the first of a read.
 const FAN_REPORT_FD_ERROR: u32 = 0x2000;
-
-/// Events that [`EventBuffer::default`] has room for.
-const EVENTS_PER_READ: usize = 200;
 
 /// What can go wrong in this room.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,8 @@ impl FsMask {
     pub const CLOSE_NOWRITE: Self = Self(libc::FAN_CLOSE_NOWRITE);
     /// All but the last one.
     pub const GUARD: Self = Self::OPEN.union(Self::EXEC).union(Self::CLOSE_WRITE);
+    /// All but `FAN_CLOSE_WRITE`: what may be ignored of a file or of a mount.
+    pub const IGNORABLE: Self = Self::OPEN.union(Self::EXEC).union(Self::CLOSE_NOWRITE);
 
     /// The events of both.
     #[must_use]
@@ -203,8 +206,7 @@ impl PermissionGroup {
     /// # Errors
     /// None that is known of, or closed.
     pub fn heed_inode(&self, file: BorrowedFd<'_>) -> Result<(), FanotifyError> {
-        let all = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
-        match self.mark(libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK, file, all) {
+        match self.mark(libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK, file, FsMask::IGNORABLE) {
             // There is no mark.
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
             result => result,
@@ -216,10 +218,9 @@ impl PermissionGroup {
     /// # Errors
     /// `ENOENT` or `EACCES` if `/proc` is not to be had, or closed.
     pub fn heed_path(&self, found: BorrowedFd<'_>) -> Result<(), FanotifyError> {
-        let all = FsMask::OPEN.union(FsMask::EXEC).union(FsMask::CLOSE_NOWRITE);
         let link = CString::new(format!("/proc/self/fd/{}", found.as_raw_fd())).unwrap_or_default();
         let action = libc::FAN_MARK_REMOVE | libc::FAN_MARK_IGNORED_MASK;
-        match self.fd.with(|group| group.mark_path(action, all.0, &link)).ok_or(FanotifyError::Closed)? {
+        match self.fd.with(|group| group.mark_path(action, FsMask::IGNORABLE.0, &link)).ok_or(FanotifyError::Closed)? {
             // There is no mark; or no `/proc`.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && path_of(found).is_ok() => Ok(()),
             result => result.map_err(|error| CallError::new("fanotify_mark", found, error).into()),
@@ -278,7 +279,7 @@ impl PermissionGroup {
     /// # Errors
     /// If `/proc/self/fdinfo` cannot be read, or closed.
     pub fn marked_devices(&self) -> Result<Vec<(u32, u32)>, FanotifyError> {
-        Ok(self.listed()?.lines().filter_map(marked_device).collect())
+        Ok(self.listed()?.lines().filter_map(listing::marked_device).collect())
     }
 
     /// Inodes that are marked, as the kernel lists them; without those whose file system makes no handles.
@@ -286,7 +287,7 @@ impl PermissionGroup {
     /// # Errors
     /// If `/proc/self/fdinfo` cannot be read, or closed.
     pub fn marked_inodes(&self) -> Result<Vec<Marked>, FanotifyError> {
-        Ok(self.listed()?.lines().filter_map(marked_inode).collect())
+        Ok(self.listed()?.lines().filter_map(listing::marked_inode).collect())
     }
 
     fn listed(&self) -> Result<String, FanotifyError> {
@@ -304,269 +305,5 @@ impl PermissionGroup {
     pub fn close(&self) {
         let fd = self.fd.0.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(fd);
-    }
-}
-
-/// The device of a line `fanotify sdev:800001 mflags:0 mask:…`; in hexadecimal, 12 bits major and 20 bits minor.
-///
-/// Source: Linux `fs/notify/fdinfo.c`, `fanotify_fdinfo()`; `include/linux/kdev_t.h`.
-fn marked_device(line: &str) -> Option<(u32, u32)> {
-    device_number(line.strip_prefix("fanotify sdev:")?.split(' ').next()?)
-}
-
-fn device_number(word: &str) -> Option<(u32, u32)> {
-    let device = u32::from_str_radix(word, 16).ok()?;
-    Some((device >> 20, device & 0xf_ffff))
-}
-
-/// An inode that is marked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Marked {
-    /// Major and minor number of the file system's device.
-    pub device: (u32, u32),
-    /// The kind of the handle.
-    pub kind: i32,
-    /// The handle's bytes.
-    pub handle: Vec<u8>,
-}
-
-/// What a line says of an inode: `fanotify ino:c sdev:700001 mflags:… fhandle-bytes:8 fhandle-type:1 f_handle:0c00…`.
-///
-/// Source: Linux `fs/notify/fdinfo.c`, `fanotify_fdinfo()`, `show_mark_fhandle()`.
-fn marked_inode(line: &str) -> Option<Marked> {
-    let mut words = line.strip_prefix("fanotify ino:")?.split(' ');
-    let mut value = |name: &str| words.find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
-    let device = device_number(value("sdev")?)?;
-    let kind = i32::from_str_radix(value("fhandle-type")?, 16).ok()?;
-    let (pairs, []) = value("f_handle")?.as_bytes().as_chunks::<2>() else { return None };
-    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    Some(Marked { device, kind, handle: pairs.iter().map(byte).collect::<Option<_>>()? })
-}
-
-/// Memory for one read of a [`PermissionGroup`]; make one and use it again.
-#[derive(Debug)]
-pub struct EventBuffer {
-    raw: RawEvents,
-}
-
-impl EventBuffer {
-    /// Room for `events` events a read, at least one.
-    #[must_use]
-    pub fn new(events: usize) -> Self {
-        Self { raw: RawEvents::new(events) }
-    }
-}
-
-impl Default for EventBuffer {
-    /// Room for 200 events, about 5 KiB; a read then opens at most 200 descriptors.
-    fn default() -> Self {
-        Self::new(EVENTS_PER_READ)
-    }
-}
-
-/// The events of one read.
-#[derive(Debug)]
-pub struct Events<'b> {
-    raw: &'b mut RawEvents,
-    group: Arc<GroupFd>,
-    read: Instant,
-}
-
-impl Iterator for Events<'_> {
-    type Item = Result<Event, FanotifyError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let event = match self.raw.take()? {
-            Ok(event) => event,
-            Err(bad) => return Some(Err(FanotifyError::Version { found: bad.version })),
-        };
-        let exec = event.mask & libc::FAN_OPEN_EXEC_PERM != 0;
-        let permission = exec || event.mask & libc::FAN_OPEN_PERM != 0;
-        let file = match event.file {
-            _ if event.mask & libc::FAN_Q_OVERFLOW != 0 => return Some(Ok(Event::Overflow)),
-            Ok(file) => file,
-            Err(number) => {
-                let errno = number.checked_neg().filter(|_| number < libc::FAN_NOFD);
-                return Some(Ok(Event::Unopenable { errno, permission, pid: event.pid }));
-            }
-        };
-        Some(Ok(if permission {
-            let answer = Answer { group: Arc::clone(&self.group), fd: file.as_raw_fd(), given: false };
-            Event::Permission(Pending { answer, file, tid: event.pid, exec, read: self.read })
-        } else if event.mask & libc::FAN_CLOSE_WRITE != 0 {
-            Event::CloseWrite { file, pid: event.pid, and_read: event.mask & libc::FAN_CLOSE_NOWRITE != 0 }
-        } else {
-            Event::CloseRead { file, pid: event.pid }
-        }))
-    }
-}
-
-impl Drop for Events<'_> {
-    fn drop(&mut self) {
-        // Each item denies and closes itself.
-        self.for_each(drop);
-    }
-}
-
-/// One event of a [`PermissionGroup`].
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// Somebody waits for an answer.
-    Permission(Pending),
-    /// A file that was open for writing was closed.
-    CloseWrite {
-        /// The file, open for reading.
-        file: OwnedFd,
-        /// Thread that closed it (process, before Linux 4.20); 0 if outside our pid namespace.
-        pid: i32,
-        /// Whether the same thread has closed it also where it was not open for writing: until they are read, the kernel
-        /// makes one event of all that a thread does with a file, so each may stand for several.
-        and_read: bool,
-    },
-    /// A file that was open, but not for writing, was closed.
-    CloseRead {
-        /// The file, open for reading.
-        file: OwnedFd,
-        /// Thread that closed it (process, before Linux 4.20); 0 if outside our pid namespace.
-        pid: i32,
-    },
-    /// The file of an event could not be opened for us; if somebody waited, the kernel has denied already.
-    Unopenable {
-        /// Why; absent if the kernel did not say (`FAN_NOFD`; `-EPERM` looks the same).
-        errno: Option<i32>,
-        /// Whether somebody waited.
-        permission: bool,
-        /// Thread or process behind the event.
-        pid: i32,
-    },
-    /// The queue was full: events are missing (waiters among them were let pass by the kernel).
-    Overflow,
-}
-
-/// Somebody who waits until [`allow`](Self::allow) or [`deny`](Self::deny) is called; dropping it denies.
-#[derive(Debug)]
-#[must_use = "dropping it denies"]
-pub struct Pending {
-    // Declared before `file`: the answer names the file's number, which must still be ours when it is sent.
-    answer: Answer,
-    file: OwnedFd,
-    tid: i32,
-    exec: bool,
-    read: Instant,
-}
-
-/// The file of an answered event, and how the answer was received.
-#[derive(Debug)]
-#[must_use = "the answer may have failed"]
-pub struct Answered {
-    /// The file, still open, together with any lease taken on it.
-    pub file: OwnedFd,
-    /// An error if the answer could not be written; the opener may then be waiting still. Fine after
-    /// [`PermissionGroup::close`], which has let everybody pass.
-    pub sent: Result<(), FanotifyError>,
-    /// From the moment when the event was read until the answer. How long it had waited to be read is not known.
-    pub waited: Duration,
-}
-
-impl Pending {
-    /// The file that is to be opened, open for reading.
-    #[must_use]
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    /// The thread that asks (process, before Linux 4.20); 0 if outside our pid namespace.
-    #[must_use]
-    pub const fn tid(&self) -> i32 {
-        self.tid
-    }
-
-    /// Whether the file is opened to be executed. The kernel asks twice then, first with this and then without.
-    #[must_use]
-    pub const fn exec(&self) -> bool {
-        self.exec
-    }
-
-    /// Lets the opener pass and keeps the file. Takes the core's word that he may.
-    pub fn allow(self, pass: Pass) -> Answered {
-        drop(pass);
-        self.answer(libc::FAN_ALLOW)
-    }
-
-    /// Refuses the opener, who gets `EPERM`, and keeps the file.
-    pub fn deny(self) -> Answered {
-        self.answer(libc::FAN_DENY)
-    }
-
-    fn answer(self, response: u32) -> Answered {
-        let Self { mut answer, file, read, .. } = self;
-        let sent = answer.send(response).map_err(|error| CallError::new("write", file.as_fd(), error).into());
-        Answered { file, sent, waited: read.elapsed() }
-    }
-}
-
-/// The duty to answer.
-#[derive(Debug)]
-struct Answer {
-    group: Arc<GroupFd>,
-    fd: RawFd,
-    given: bool,
-}
-
-impl Answer {
-    /// Writes `struct fanotify_response`, unless the group is closed.
-    #[expect(clippy::host_endian_bytes, reason = "the kernel reads the structure in the host's byte order")]
-    fn send(&mut self, response: u32) -> io::Result<()> {
-        self.given = true;
-        let [a, b, c, d] = self.fd.to_ne_bytes();
-        let [e, f, g, h] = response.to_ne_bytes();
-        let message = [a, b, c, d, e, f, g, h];
-        let written = self.group.with(|group| rustix::io::retry_on_intr(|| rustix::io::write(group, &message)));
-        written.transpose()?;
-        Ok(())
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if !self.given {
-            // Nobody is left who could be told of a failure.
-            drop(self.send(libc::FAN_DENY));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_marked_device_is_read_from_the_kernels_line() {
-        let cases = [
-            ("fanotify sdev:800001 mflags:0 mask:3b ignored_mask:0", Some((8, 1))),
-            ("fanotify sdev:1b mflags:0 mask:3b ignored_mask:0", Some((0, 27))),
-            ("fanotify flags:10 event-flags:0", None),
-            ("fanotify ino:4f969 sdev:800013 mflags:0 mask:3b ignored_mask:40000000", None),
-            ("fanotify sdev: mflags:0", None),
-        ];
-        for (line, expected) in cases {
-            assert_eq!(marked_device(line), expected, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_marked_inode_is_read_from_the_kernels_line() {
-        let found = Marked { device: (8, 19), kind: 1, handle: vec![0x69, 0xf9, 4, 0] };
-        let start = "fanotify ino:4f969 sdev:800013 mflags:240 mask:0 ignored_mask:10000";
-        for (rest, expected) in [
-            (" fhandle-bytes:4 fhandle-type:1 f_handle:69f90400", Some(found)),
-            (" fhandle-bytes:4 fhandle-type:1 f_handle:69f9040", None),
-            (" fhandle-bytes:4 fhandle-type:1 f_handle:69f904zz", None),
-            ("", None),
-        ] {
-            assert_eq!(marked_inode(&format!("{start}{rest}")), expected, "{rest}");
-        }
-        assert_eq!(marked_inode("fanotify sdev:1b mflags:0 mask:3b ignored_mask:0"), None);
     }
 }
