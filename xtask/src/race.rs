@@ -13,7 +13,6 @@ mod broken;
 mod dice;
 mod findings;
 mod follow;
-
 mod mapping;
 mod options;
 mod place;

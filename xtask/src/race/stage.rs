@@ -113,7 +113,7 @@ impl Stage {
     }
 }
 
-/// The heart of an actor: whoever does not beat for a minute hangs.
+/// The heart of an actor: whoever does not beat for long hangs ([`HANGS`](super::HANGS)).
 #[derive(Debug, Default)]
 pub(super) struct Beat(AtomicU64);
 
@@ -144,7 +144,7 @@ pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
     ways::open(path, OFlags::RDONLY)
 }
 
-/// What an error is called, or its number.
+/// Whether an error is what a guard answers to whoever it refuses.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }
