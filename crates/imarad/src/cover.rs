@@ -55,6 +55,10 @@ impl Guard {
         if ask.noted || ask.hold != Hold::Writer || !allowed || !outcome.good(repaired == Some(true)) {
             return Some((ask, outcome, look));
         }
+        // What he does not vouch for would be given a label after a power cut.
+        if !self.vouches(&ask, &look) {
+            return Some((ask, outcome, look));
+        }
         let waits = self.journal.waits_for(&look.label);
         let soon = self.cover(ask.key(), &look.label, Some(ask.file()), waits);
         let waiting = |_: &u64| waits == Waits::Opener && !only_reads(&ask);

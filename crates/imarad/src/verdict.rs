@@ -231,7 +231,7 @@ impl Guard {
 
     /// Whether a file that this one finds good while somebody has it open for writing was good before that. It was where all
     /// writers are judged; else this one has to be the writer. (It may have been given away since he came.)
-    fn vouches(&mut self, ask: &Ask, look: &Look) -> bool {
+    pub(crate) fn vouches(&mut self, ask: &Ask, look: &Look) -> bool {
         let Ok(now) = file::facts(ask.file()) else { return false };
         let writes = || Self::may_write(&ask.pending) != Some(false);
         match self.filesystems.foresee(&self.policy, &now).writers {

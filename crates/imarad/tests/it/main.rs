@@ -46,5 +46,6 @@ mod tampering;
 mod unseen;
 mod uring;
 mod violations;
+mod vouching;
 mod waiting;
 mod writes;
