@@ -2,21 +2,17 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::channel;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use imara_linux::control::Connection;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::print::complain;
-use crate::run::{apart, wait_until};
+use crate::process::Process;
+use crate::run::wait_until;
 
 /// How long it may take to start, to end or to answer, on a machine that is busy with other things too.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,7 +23,7 @@ const LINES: usize = 12;
 /// A daemon in mode `enforce`; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    child: Child,
+    process: Process,
     run_dir: PathBuf,
     lines: Arc<Mutex<VecDeque<String>>>,
 }
@@ -41,30 +37,16 @@ impl Guard {
         let mut command = Command::new(imarad);
         command.args(["--mode", "enforce", "--policy"]).arg(file).arg("--run-dir").arg(&run_dir);
         command.arg("--state-dir").arg(beside.join("state")).arg(mount);
-        apart(&mut command).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot run {}", imarad.display()))?;
-        let (out, errors) = (child.stdout.take(), child.stderr.take());
         let lines = Arc::new(Mutex::new(VecDeque::new()));
-        let guard = Self { child, run_dir, lines: Arc::clone(&lines) };
-        let errors = errors.context("the guard has no standard error")?;
-        std::thread::spawn(move || {
-            for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-                lines.push_back(line);
-                if lines.len() > LINES {
-                    lines.pop_front();
-                }
+        let heard = Arc::clone(&lines);
+        let (process, first) = Process::start(&mut command, move |line| {
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.push_back(line);
+            if heard.len() > LINES {
+                heard.pop_front();
             }
-        });
-        let mut out = BufReader::new(out.context("the guard has no standard output")?);
-        let (sender, first) = channel();
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            // An empty line stands for one that cannot be read.
-            let _ = out.read_line(&mut line);
-            let _ = sender.send(line);
-            io::copy(&mut out, &mut io::sink())
-        });
+        })?;
+        let guard = Self { process, run_dir, lines };
         let announced = wait_until(PATIENCE, || Ok(first.try_recv().ok()))?.unwrap_or_default();
         if !announced.starts_with("guarding ") {
             bail!("the guard did not start: {announced:?}; {}", guard.last_words());
@@ -87,40 +69,25 @@ impl Guard {
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&mut self) -> Result<bool> {
-        Ok(self.child.try_wait()?.is_some())
+        Ok(self.process.ended()?.is_some())
     }
 
     /// Kills it, so that all who wait for it go on.
     pub(crate) fn kill(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
+        self.process.kill();
     }
 
     /// Ends it as an administrator would.
     pub(crate) fn end(mut self) -> Result<()> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
-        let Some(status) = wait_until(PATIENCE, || Ok(self.child.try_wait()?))? else {
+        let Some(status) = self.process.end(PATIENCE)? else {
             bail!("the guard did not end within {} s of SIGTERM; {}", PATIENCE.as_secs(), self.last_words());
         };
         ensure!(status.success(), "the guard ended with {status}; {}", self.last_words());
         Ok(())
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.kill();
-        for _ in 0..500 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        complain(format_args!("the guard (process {}) is killed, but still there", self.child.id()));
     }
 }

@@ -11,6 +11,7 @@ mod fuzz;
 mod guard;
 mod interrupt;
 mod print;
+mod process;
 mod pure;
 mod race;
 mod run;

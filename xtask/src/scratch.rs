@@ -19,7 +19,7 @@ use crate::run::run;
 const LARGEST: u64 = 16 << 20;
 
 /// How often unmounting is tried, a tenth of a second each: something may still have to close a file.
-const TRIES: u32 = 20;
+const TRIES: u32 = 50;
 
 /// A loop-mounted ext4 image in a directory of its own.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Scratch {
         let scratch = Self { directory };
         let outcome = scratch.fill(megabytes).and_then(|()| work(&scratch));
         let interrupted = interrupt::happened();
-        conclude(outcome, interrupted, scratch.remove())
+        conclude(outcome, interrupted, remove(&scratch.directory))
     }
 
     fn fill(&self, megabytes: u64) -> Result<()> {
@@ -50,31 +50,37 @@ impl Scratch {
         Ok(fs::remove_file(&image)?)
     }
 
-    /// Unmounts and removes. No other program does it: Ctrl-C would end that one half-way.
-    fn remove(self) -> Result<()> {
-        for attempt in 1..=TRIES {
-            let last = attempt == TRIES;
-            let flags = if last { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-            match umount2(&self.mount(), flags | MntFlags::UMOUNT_NOFOLLOW) {
-                // Not mounted, or not even there: it did not come that far.
-                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => break,
-                Err(error) if last => bail!("could not unmount {}: {error}", self.mount().display()),
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
-            }
-        }
-        let removed = fs::remove_dir_all(&self.directory);
-        removed.with_context(|| format!("could not remove {}", self.directory.display()))
-    }
-
     /// Where it is mounted.
     pub(crate) fn mount(&self) -> PathBuf {
-        self.directory.join("mnt")
+        mount_in(&self.directory)
     }
 
     /// A directory beside the mount, for what must not be on it.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
+}
+
+/// Where the file system is mounted that has this directory of its own.
+pub(crate) fn mount_in(directory: &Path) -> PathBuf {
+    directory.join("mnt")
+}
+
+/// Unmounts what is [mounted](mount_in) in a directory and removes it. No other program does it: Ctrl-C would end that one
+/// half-way.
+pub(crate) fn remove(directory: &Path) -> Result<()> {
+    let mount = mount_in(directory);
+    for attempt in 1..=TRIES {
+        let last = attempt == TRIES;
+        let flags = if last { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+        match umount2(&mount, flags | MntFlags::UMOUNT_NOFOLLOW) {
+            // Not mounted, or not even there: it did not come that far.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => break,
+            Err(error) if last => bail!("could not unmount {}: {error}", mount.display()),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+    fs::remove_dir_all(directory).with_context(|| format!("could not remove {}", directory.display()))
 }
 
 /// What is to be said of the work, when it has been tried to remove what was made for it.

@@ -1,25 +1,22 @@
 //! A guard that runs beside the demo, and what it says.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Result, bail, ensure};
 
-use crate::print::complain;
-use crate::run::{apart, wait_until};
+use crate::process::Process;
+use crate::run::wait_until;
 
 /// How long the guard may take to do something that it will do, on a machine that is busy with other things too.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A guard that runs; it is killed when this is dropped.
 pub(super) struct Guard {
-    child: Child,
+    process: Process,
     pub(super) announced: String,
     lines: Receiver<String>,
     seen: Vec<String>,
@@ -29,30 +26,16 @@ pub(super) struct Guard {
 impl Guard {
     /// Starts it, and waits until it says that it guards.
     pub(super) fn start(command: &mut Command, patience: Duration) -> Result<Self> {
-        apart(command).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run imara guard")?;
-        let (out, errors) = (child.stdout.take(), child.stderr.take());
         let (sender, lines) = channel();
-        let mut guard = Self { child, announced: String::new(), lines, seen: Vec::new(), patience };
-        let errors = errors.context("the guard has no standard error")?;
-        std::thread::spawn(move || {
-            BufReader::new(errors).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        let mut out = BufReader::new(out.context("the guard has no standard output")?);
-        let (sender, first) = channel();
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            // An empty line stands for one that cannot be read.
-            let _ = out.read_line(&mut line);
-            let _ = sender.send(line);
-            io::copy(&mut out, &mut io::sink())
-        });
+        // Nobody may listen any more.
+        let (process, first) = Process::start(command, move |line| drop(sender.send(line)))?;
+        let mut guard = Self { process, announced: String::new(), lines, seen: Vec::new(), patience };
         let Some(line) = wait_until(patience, || Ok(first.try_recv().ok()))? else {
             bail!("the guard did not say that it guards within {} s{}", patience.as_secs_f64(), guard.last_words());
         };
         line.trim_end().clone_into(&mut guard.announced);
         if !guard.announced.starts_with("guarding ") {
-            let end = wait_until(Duration::from_secs(1), || Ok(guard.child.try_wait()?))?;
+            let end = wait_until(Duration::from_secs(1), || guard.process.ended())?;
             let status = end.map_or_else(|| "still runs".to_owned(), |status| status.to_string());
             let words = guard.last_words();
             bail!("the guard did not start ({status}): {:?}{words}", guard.announced);
@@ -111,34 +94,14 @@ impl Guard {
         Ok(())
     }
 
-    /// How it ended, if it does so in time.
-    fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        wait_until(self.patience, || Ok(self.child.try_wait()?))
-    }
-
     /// Ends it as an administrator would.
     pub(super) fn end(mut self) -> Result<()> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
-        let Some(status) = self.ended()? else {
+        let Some(status) = self.process.end(self.patience)? else {
             let seconds = self.patience.as_secs_f64();
             bail!("the guard did not end within {seconds} s of SIGTERM{}", self.last_words());
         };
         ensure!(status.success(), "the guard ended with {status}{}", self.last_words());
         Ok(())
-    }
-}
-
-impl Drop for Guard {
-    /// Ctrl-C may be why: that does not shorten the time it has.
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        for _ in 0..500 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        complain(format_args!("the guard (process {}) is killed, but still there", self.child.id()));
     }
 }
 

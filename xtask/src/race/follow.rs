@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::dice::Dice;
 use super::findings::Wrong;
-use super::stage::{Beat, Stage, difference, open_to_read, read_all};
+use super::stage::{Beat, Stage, difference, open_to_read, read_all, read_until_over};
 use super::subject::{LARGEST, Phase, State, Subject, Turn, label_of, read_label};
 use super::tamper::made;
 use super::ways::{Change, Way};
@@ -36,15 +36,8 @@ fn content(stage: &Stage, file: &Subject, number: u64) -> &'static [u8] {
 }
 
 /// Opens and reads until the scene is over.
-pub(super) fn read(stage: &Stage, beat: &Beat, mut dice: Dice) {
-    let mut buffer = vec![0; LARGEST + 1];
-    while !stage.is_over() {
-        let Some(file) = stage.pick(&mut dice) else { return };
-        for _ in 0..1_u32 << dice.below(7) {
-            read_one(stage, file, &mut buffer);
-            beat.beat();
-        }
-    }
+pub(super) fn read(stage: &Stage, beat: &Beat, dice: Dice) {
+    read_until_over(stage, beat, dice, read_one);
 }
 
 fn read_one(stage: &Stage, file: &Subject, buffer: &mut [u8]) {

@@ -5,19 +5,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 
 use crate::run::run;
+use crate::scratch;
 
 /// How large one is, in bytes. An image is sparse.
 const SIZE: u64 = 2 << 30;
-
-/// How often unmounting is tried, a tenth of a second each.
-const TRIES: u32 = 50;
 
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +71,7 @@ impl Place {
         made.with_context(|| format!("cannot make {}", directory.display()))?;
         let place = Self { directory, kind };
         let outcome = place.fill().and_then(|()| work(&place));
-        match (outcome, place.remove()) {
+        match (outcome, scratch::remove(&place.directory)) {
             (Ok(done), removed) => removed.map(|()| done),
             (Err(error), Ok(())) => Err(error),
             (Err(error), Err(left)) => bail!("{error:#}; and then: {left:#}"),
@@ -98,25 +93,9 @@ impl Place {
         Ok(fs::remove_file(&image)?)
     }
 
-    /// Unmounts and removes.
-    fn remove(self) -> Result<()> {
-        for attempt in 1..=TRIES {
-            let last = attempt == TRIES;
-            let flags = if last { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-            match umount2(&self.mount(), flags | MntFlags::UMOUNT_NOFOLLOW) {
-                // Not mounted, or not even there: it did not come that far.
-                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => break,
-                Err(error) if last => bail!("could not unmount {}: {error}", self.mount().display()),
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
-            }
-        }
-        let removed = fs::remove_dir_all(&self.directory);
-        removed.with_context(|| format!("could not remove {}", self.directory.display()))
-    }
-
     /// Where it is mounted.
     pub(crate) fn mount(&self) -> PathBuf {
-        self.directory.join("mnt")
+        scratch::mount_in(&self.directory)
     }
 
     /// A directory beside the mount, for what must not be on it.

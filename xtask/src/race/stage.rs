@@ -14,7 +14,7 @@ use super::findings::Findings;
 use super::options::{Options, Scene};
 use super::place::{Kind, Place};
 use super::program;
-use super::subject::{Bytes, Subject};
+use super::subject::{Bytes, LARGEST, Subject};
 use super::ways::{self, Way};
 
 /// Lengths of the files, in the order in which they are liked. The first one is what most files are like.
@@ -137,6 +137,23 @@ pub(super) fn read_all<'b>(file: &mut File, buffer: &'b mut [u8]) -> io::Result<
         }
     }
     Ok(buffer.get(..length).unwrap_or_default())
+}
+
+/// Reads files with `read_one` until the scene is over, each some times in a row: then the guard knows it.
+pub(super) fn read_until_over(
+    stage: &Stage,
+    beat: &Beat,
+    mut dice: Dice,
+    read_one: impl Fn(&Stage, &Subject, &mut [u8]),
+) {
+    let mut buffer = vec![0; LARGEST + 1];
+    while !stage.is_over() {
+        let Some(file) = stage.pick(&mut dice) else { return };
+        for _ in 0..1_u32 << dice.below(7) {
+            read_one(stage, file, &mut buffer);
+            beat.beat();
+        }
+    }
 }
 
 /// Opens a file for reading.

@@ -14,23 +14,16 @@ use super::dice::Dice;
 use super::findings::Wrong;
 use super::options::Scene;
 use super::program::{GOOD, Ran, Runner};
-use super::stage::{Beat, Stage, difference, is_refusal, open_to_read, read_all};
-use super::subject::{LARGEST, Phase, State, Subject, Turn, read_label, write_label};
+use super::stage::{Beat, Stage, difference, is_refusal, open_to_read, read_all, read_until_over};
+use super::subject::{Phase, State, Subject, Turn, read_label, write_label};
 use super::ways::{Change, Way, untouched};
 
 /// How often a change is tried that has been begun: a program that is being executed keeps writers out for a moment.
 const TRIES: usize = 3000;
 
 /// Opens and reads until the scene is over.
-pub(super) fn read(stage: &Stage, beat: &Beat, mut dice: Dice) {
-    let mut buffer = vec![0; LARGEST + 1];
-    while !stage.is_over() {
-        let Some(file) = stage.pick(&mut dice) else { return };
-        for _ in 0..1_u32 << dice.below(7) {
-            read_one(stage, file, &mut buffer);
-            beat.beat();
-        }
-    }
+pub(super) fn read(stage: &Stage, beat: &Beat, dice: Dice) {
+    read_until_over(stage, beat, dice, read_one);
 }
 
 fn read_one(stage: &Stage, file: &Subject, buffer: &mut [u8]) {
