@@ -17,13 +17,14 @@ use imara_integrity::policy::Decision;
 use imara_linux::fanotify::{Answered, Pending};
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
-use imara_linux::open_call::{self, OpenCall};
+use imara_linux::open_call::OpenCall;
 use imara_linux::task;
 
 use crate::ask::Ask;
 use crate::closer::LateFd;
 use crate::failure::{Answer, Failure};
 use crate::key::Key;
+use crate::log::Level;
 use crate::serve::Guard;
 use crate::violations::Opener;
 
@@ -125,11 +126,11 @@ impl Guard {
             return Some(&[Mask::READ]);
         }
         for _ in 0..YIELDS {
-            match open_call::open_call(pending.tid()) {
+            match self.onlooker.open_call(pending.tid()) {
                 // He is on another processor, or waits for this one.
-                Ok(Some(OpenCall::NotYet)) => std::thread::yield_now(),
-                Ok(Some(call)) => return Some(crate::filesystems::masks(call).unwrap_or(ANY)),
-                Ok(None) | Err(_) => return Some(ANY),
+                Some(OpenCall::NotYet) => std::thread::yield_now(),
+                Some(call) => return Some(crate::filesystems::masks(call).unwrap_or(ANY)),
+                None => return Some(ANY),
             }
         }
         None
@@ -144,10 +145,22 @@ impl Guard {
         }
     }
 
+    /// Says that somebody asked whose system call could not be looked at in time, which is no accident.
+    pub(crate) fn say_who_hangs(&self) {
+        let hangs = self.onlooker.take_hangs();
+        if hangs > 0 {
+            let text = format!(
+                "imarad: {hangs} openers hid how they open a file (by another thread that executes something and hangs): \
+                 for a moment, all count as opening in every way"
+            );
+            self.log.say(Level::Warning, text);
+        }
+    }
+
     /// Somebody whom no rule asks about opens a file of which others found that it is good, and write to it: if he may
     /// write too, they do not vouch for what is in it afterwards.
     fn writes_unasked(&mut self, key: &Key, pending: &Pending) {
-        if !self.inodes.is_written_or_busy(key) || Self::may_write(pending) == Some(false) {
+        if !self.inodes.is_written_or_busy(key) || self.may_write(pending) == Some(false) {
             return;
         }
         match lease::take(pending.file(), self.leases.signal()) {
@@ -160,16 +173,16 @@ impl Guard {
     }
 
     /// Whether somebody who asks may be opening the file for writing, where that can be seen.
-    pub(crate) fn may_write(pending: &Pending) -> Option<bool> {
+    pub(crate) fn may_write(&self, pending: &Pending) -> Option<bool> {
         if pending.exec() {
             return Some(false);
         }
         for _ in 0..YIELDS {
-            match open_call::open_call(pending.tid()) {
-                Ok(Some(OpenCall::NotYet)) => std::thread::yield_now(),
-                Ok(Some(OpenCall::Flags(flags))) => return Some(flags.writes() || flags.truncates()),
-                Ok(Some(OpenCall::Exec)) => return Some(false),
-                Ok(Some(OpenCall::How) | None) | Err(_) => return None,
+            match self.onlooker.open_call(pending.tid()) {
+                Some(OpenCall::NotYet) => std::thread::yield_now(),
+                Some(OpenCall::Flags(flags)) => return Some(flags.writes() || flags.truncates()),
+                Some(OpenCall::Exec) => return Some(false),
+                Some(OpenCall::How) | None => return None,
             }
         }
         None

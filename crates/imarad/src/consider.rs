@@ -87,7 +87,7 @@ impl Guard {
             return self.judge(ask, look);
         }
         if ask.hold == Hold::Writer
-            && Self::may_write(&ask.pending) == Some(false)
+            && self.may_write(&ask.pending) == Some(false)
             && let Some(look) = seen
         {
             // Somebody else waits for our lease to break, so the digest is still true. The one to deal with him is who is

@@ -61,7 +61,7 @@ impl Guard {
         }
         let waits = self.journal.waits_for(&look.label);
         let soon = self.cover(ask.key(), &look.label, Some(ask.file()), waits);
-        let waiting = |_: &u64| waits == Waits::Opener && !only_reads(&ask);
+        let waiting = |_: &u64| waits == Waits::Opener && !self.only_reads(&ask);
         let Some(id) = soon.filter(waiting) else { return Some((ask, outcome, look)) };
         ask.noted = true;
         // Readers need not wait with him, and are told what is true: that it was good.
@@ -74,7 +74,9 @@ impl Guard {
     /// The same for somebody who comes to a file that is being written to already.
     pub(crate) fn cover_another(&mut self, key: Key, mut ask: Ask) -> Option<Ask> {
         self.journal.written_again(&key);
-        let Some(id) = self.journal.pending(&key).filter(|_| !ask.noted && !only_reads(&ask)) else { return Some(ask) };
+        let Some(id) = self.journal.pending(&key).filter(|_| !ask.noted && !self.only_reads(&ask)) else {
+            return Some(ask);
+        };
         ask.noted = true;
         self.journal.wait(id, Waiting::Another(Box::new(ask)));
         None
@@ -86,6 +88,11 @@ impl Guard {
         self.now_written(key, true, Some(look.clone()), None);
         self.journal.wait(id, Waiting::Parting { key, look: look.clone(), file });
         None
+    }
+
+    /// Whether the asker surely does not write. Of `openat2(2)` and io_uring that cannot be told.
+    fn only_reads(&self, ask: &Ask) -> bool {
+        self.may_write(&ask.pending) == Some(false)
     }
 
     /// Hears from whoever writes the journal.
@@ -181,9 +188,4 @@ impl Guard {
             self.log.say(Level::Warning, format!("imarad: the journal could not be ended: {why}"));
         }
     }
-}
-
-/// Whether the asker surely does not write. Of `openat2(2)` and io_uring that cannot be told.
-fn only_reads(ask: &Ask) -> bool {
-    Guard::may_write(&ask.pending) == Some(false)
 }

@@ -31,6 +31,7 @@ mod log;
 mod look;
 mod metrics;
 mod obey;
+mod onlooker;
 mod policies;
 mod pool;
 mod recall;

@@ -30,6 +30,7 @@ use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::obey::Reply;
+use crate::onlooker::Onlooker;
 use crate::pool::Pool;
 use crate::recall::Recall;
 use crate::renew::Retries;
@@ -91,6 +92,7 @@ pub(crate) struct Guard {
     pub(crate) ignoring: Ignoring,
     pub(crate) revisit: Revisit,
     pub(crate) violations: Violations,
+    pub(crate) onlooker: Onlooker,
     pub(crate) arrivals: Arrivals,
     pub(crate) retries: Retries,
     pub(crate) journal: Journal,
@@ -324,6 +326,7 @@ impl Guard {
                 self.retire(key, known);
             }
         }
+        self.say_who_hangs();
         self.watch_progress(now);
         self.watch_journal(now);
         self.closer.watch(now);

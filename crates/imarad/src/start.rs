@@ -40,6 +40,7 @@ use crate::inodes::Inodes;
 use crate::journal::{Beside, Journal};
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
+use crate::onlooker::Onlooker;
 use crate::pool::Pool;
 use crate::recall::Recall;
 use crate::renew::Retries;
@@ -243,6 +244,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         recall: Recall::default(),
         ignoring: Ignoring::new(changed),
         revisit: threads.revisit,
+        onlooker: Onlooker::default(),
         arrivals: threads.arrivals,
         retries: Retries::default(),
         journal: Journal::new(threads.beside),

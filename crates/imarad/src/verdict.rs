@@ -233,8 +233,9 @@ impl Guard {
     /// writers are judged; else this one has to be the writer. (It may have been given away since he came.)
     pub(crate) fn vouches(&mut self, ask: &Ask, look: &Look) -> bool {
         let Ok(now) = file::facts(ask.file()) else { return false };
-        let writes = || Self::may_write(&ask.pending) != Some(false);
-        match self.filesystems.foresee(&self.policy, &now).writers {
+        let writers = self.filesystems.foresee(&self.policy, &now).writers;
+        let writes = || self.may_write(&ask.pending) != Some(false);
+        match writers {
             Writers::All => look.sighting.looks_like(&now) || writes(),
             Writers::Some => writes(),
             Writers::None => false,

@@ -15,7 +15,7 @@ use imara_integrity::violation::{Access, OpenState, Opening, Record, Violation};
 use imara_linux::fanotify::{Answered, FsMask, Pending};
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
-use imara_linux::open_call::{self, OpenCall};
+use imara_linux::open_call::OpenCall;
 
 use crate::ask::asker;
 use crate::key::Key;
@@ -120,7 +120,7 @@ impl Guard {
         }
         let key = Key::of(pending.file(), facts);
         let measured = decision.is_none_or(|decision| decision.measure.is_some());
-        let called = called(pending.tid());
+        let called = self.called(pending.tid());
         let written = (called != Access::Write && (measured || called == Access::Either))
             .then(|| self.is_open_for_writing(pending.file()))
             .flatten();
@@ -181,6 +181,15 @@ impl Guard {
         self.violations.watching && self.filesystems.foresee(&self.policy, facts).open.strictest.measure.is_some()
     }
 
+    /// How the waiting task opens the file, as far as its system call tells.
+    fn called(&self, tid: i32) -> Access {
+        match self.onlooker.open_call(tid) {
+            Some(OpenCall::Flags(flags)) if flags.writes() && !flags.is_for_neither() => Access::Write,
+            Some(OpenCall::Flags(_) | OpenCall::Exec) => Access::Read,
+            Some(OpenCall::How | OpenCall::NotYet) | None => Access::Either,
+        }
+    }
+
     /// Whether anybody has the file open for writing, the one who asks included; absent if that cannot be told.
     fn is_open_for_writing(&self, file: BorrowedFd<'_>) -> Option<bool> {
         match lease::take(file, self.leases.signal()) {
@@ -192,15 +201,6 @@ impl Guard {
             Ok(Taken::Writer) => Some(true),
             Err(_) => None,
         }
-    }
-}
-
-/// How the waiting task opens the file, as far as its system call tells.
-fn called(tid: i32) -> Access {
-    match open_call::open_call(tid) {
-        Ok(Some(OpenCall::Flags(flags))) if flags.writes() && !flags.is_for_neither() => Access::Write,
-        Ok(Some(OpenCall::Flags(_) | OpenCall::Exec)) => Access::Read,
-        Ok(Some(OpenCall::How | OpenCall::NotYet) | None) | Err(_) => Access::Either,
     }
 }
 

@@ -67,6 +67,9 @@ pub enum OpenCall {
 ///
 /// Absent for any other call: io_uring, `uselib`, a kernel thread (nfsd), or a 32-bit program.
 ///
+/// This waits for as long as the task is becoming another program, which a hostile one can draw out. A task that asks
+/// is not; but its number may be another one's by now.
+///
 /// # Errors
 /// If `/proc/TID/syscall` cannot be read (`ESRCH` or `ENOENT` if the task has gone).
 pub fn open_call(tid: i32) -> Result<Option<OpenCall>, CallError> {

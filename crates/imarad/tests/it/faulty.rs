@@ -64,6 +64,9 @@ impl Fault {
     }
 }
 
+/// What has a fault here, keeps those waiting who close the file that stands for the disk.
+pub(crate) const CLOSING: Range<u64> = u64::MAX - 1..u64::MAX;
+
 /// A file system on such a disk, mounted; gone when dropped.
 #[derive(Debug)]
 pub(crate) struct FaultyDisk {
@@ -110,6 +113,11 @@ impl FaultyDisk {
 
     pub(crate) fn path(&self) -> &Path {
         &self.point
+    }
+
+    /// The file that stands for the disk. It is on a FUSE file system.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.directory.path().join("disk")
     }
 
     /// From now on this part of the disk, in bytes, has this fault, besides those that it has.
@@ -337,8 +345,13 @@ impl Disk {
                     && self.image.write_all_at(content, offset).is_ok();
                 if wrote { Ok([size.to_ne_bytes(), [0; 4]].concat()) } else { Err(EIO) }
             }
-            // FUSE_RELEASE, FUSE_FSYNC, FUSE_FLUSH, FUSE_DESTROY
-            18 | 20 | 25 | 38 => Ok(Vec::new()),
+            // FUSE_FLUSH
+            25 => {
+                self.suffer(CLOSING, Fault::Unwritable);
+                Ok(Vec::new())
+            }
+            // FUSE_RELEASE, FUSE_FSYNC, FUSE_DESTROY
+            18 | 20 | 38 => Ok(Vec::new()),
             _ => Err(ENOSYS),
         })
     }

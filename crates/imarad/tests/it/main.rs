@@ -26,6 +26,7 @@ mod faulty;
 mod files;
 mod flood;
 mod hardening;
+mod hostile;
 mod image;
 mod leases;
 mod leaving;

@@ -1,0 +1,63 @@
+//! Users who would have the guard wait for them, or work for them without end.
+
+use std::fs::{self, File};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use imara_linux::testing::{self, FsKind};
+
+use crate::daemon::{Daemon, eventually};
+use crate::faulty::{CLOSING, Fault, FaultyDisk};
+use crate::files::{self, REFUSED, error_of, good_and_bad};
+use crate::image::ext4;
+
+/// How many threads a process has. (Most of what the kernel tells of others it does not tell of one that becomes another
+/// program.)
+fn threads(process: &Child) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Threads:"))?.trim().parse().ok()
+}
+
+#[test]
+fn whoever_asks_and_becomes_another_program_that_hangs_keeps_nobody_waiting() {
+    let Some(_) = testing::root() else { return };
+    let (mut disk, other) = (FaultyDisk::new(FsKind::Ext4, 1 << 30), ext4());
+    let (good, bad) = good_and_bad(other.path());
+    let cold = disk.path().join("cold");
+    files::make(&cold, &vec![2; 300_000]);
+    rustix::fs::syncfs(File::open(disk.path()).unwrap()).unwrap();
+    disk.content_becomes(Fault::Slow(1000), &cold);
+    disk.cycle();
+    disk.becomes(Fault::Silent, CLOSING);
+    let mut daemon = Daemon::start("enforce", &[disk.path(), other.path()]);
+    // The first thread asks, and while its file is read the second one executes something. It gets the first one's number,
+    // and closes a file that a hostile server does not let it close: until it can, the kernel lets nobody see its system call.
+    let script = "use threads; use Fcntl; my ($cold, $disk) = @ARGV; \
+                  threads->create(sub { sleep(1); open(my $f, '<', $disk); exec('/bin/true') }); \
+                  sysopen(my $f, $cold, O_RDWR); sleep(100)";
+    let mut hostile = Command::new("perl")
+        .args(["-e", script])
+        .args([&cold, &disk.file()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    for count in [2, 1] {
+        eventually(|| (threads(&hostile) == Some(count)).then_some(())).unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        let asked = Instant::now();
+        files::read(&good).unwrap();
+        assert_eq!(error_of(File::open(&bad)), REFUSED);
+        assert!(asked.elapsed() < Duration::from_secs(2), "others waited for {:?}", asked.elapsed());
+        thread::sleep(Duration::from_millis(10));
+    }
+    daemon.says("hid how they open a file");
+    assert!(daemon.is_running(), "{:#?}", daemon.lines());
+    disk.heals();
+    drop(hostile.kill());
+    drop(hostile.wait());
+    daemon.stop();
+}
