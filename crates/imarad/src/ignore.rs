@@ -116,7 +116,11 @@ impl Ignoring {
     }
 
     fn was_written_lately(&self, key: &Key) -> bool {
-        key.handle().is_none_or(|handle| self.written.iter().any(|traces| traces.may_contain(handle)))
+        key.handle().is_none_or(|handle| self.is_among_written(handle))
+    }
+
+    fn is_among_written(&self, handle: [u8; 24]) -> bool {
+        self.written.iter().any(|traces| traces.may_contain(handle))
     }
 }
 
@@ -162,7 +166,7 @@ impl Guard {
         let Some(what) = self.ignorable(facts, |_| false) else { return };
         // Without a handle nobody could find it again.
         let Ok(handle) = file_handle(file) else { return };
-        let Some(short) = handle.short() else { return };
+        let Some(short) = handle.short().filter(|short| !self.ignoring.is_among_written(*short)) else { return };
         self.ignoring.unasked.insert(short);
         self.ignoring.found.remove(&handle);
         if let Err(error) = self.group.ignore_inode(file, what) {
@@ -302,6 +306,16 @@ impl Guard {
         if key.handle().is_some_and(|handle| self.ignoring.unasked.may_contain(handle)) {
             // An error says that the group is closed.
             let _ = self.group.heed_inode(file);
+        }
+    }
+
+    /// Somebody has closed a file of which no rule asks anything. The kernel tells of each such close, and of the open before it
+    /// asks nobody: who is faster with that than we are would have others wait behind more and more of his closes. For the
+    /// next minutes he has to ask, and to wait for his answer as they do.
+    pub(crate) fn slow_down(&mut self, key: &Key, file: BorrowedFd<'_>) {
+        if self.is_behind() {
+            self.heed_unasked(key, file);
+            self.ignoring.note_writer(key);
         }
     }
 

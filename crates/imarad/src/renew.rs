@@ -229,7 +229,7 @@ impl Guard {
             busy.closed = Some(file);
             return;
         }
-        let Some(written) = self.inodes.written_mut(&key) else { return };
+        let Some(written) = self.inodes.written_mut(&key) else { return self.slow_down(&key, file.as_fd()) };
         (written.before, written.closed) = (None, true);
         if facts.links == 0 {
             // Nobody will find it by a name. Who has it open, or was just about to, may still open it again: the label

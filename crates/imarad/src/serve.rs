@@ -42,6 +42,9 @@ use crate::watchman::Life;
 /// Questions taken in at once before leases and workers are looked at again.
 const BATCH: usize = 64;
 
+/// So many reads in a row that find as much as they can take show that events come faster than they are dealt with.
+const BEHIND: u32 = 16;
+
 /// Answers of those who find files, and commands, taken at once: however many there are, openers come in between.
 const ANSWERS: usize = 8;
 const COMMANDS: usize = 4;
@@ -106,6 +109,8 @@ pub(crate) struct Guard {
     /// Events taken out of the kernel's queue, and those of them that have been dealt with.
     pub(crate) events_read: u64,
     pub(crate) events_handled: u64,
+    /// Reads in a row that found as many events as they could take.
+    pub(crate) full_reads: u32,
     pub(crate) started: Instant,
 }
 
@@ -233,6 +238,7 @@ impl Guard {
             Err(error) => return Err(error.into()),
         };
         self.events_read += u64::try_from(events.len()).unwrap_or(u64::MAX);
+        self.full_reads = if events.len() < BATCH { 0 } else { self.full_reads.saturating_add(1) };
         for event in events {
             match event? {
                 Event::Permission(pending) => self.asked(pending),
@@ -261,6 +267,11 @@ impl Guard {
             self.events_handled += 1;
         }
         Ok(())
+    }
+
+    /// Whether events come faster than they are dealt with.
+    pub(crate) const fn is_behind(&self) -> bool {
+        self.full_reads >= BEHIND
     }
 
     fn serve_leases(&mut self) {

@@ -256,6 +256,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         serial: 0,
         events_read: 0,
         events_handled: 0,
+        full_reads: 0,
         started: Instant::now(),
     })
 }

@@ -119,6 +119,37 @@ fn whoever_opens_links_and_connects_all_the_time_keeps_nobody_from_being_answere
 }
 
 #[test]
+fn who_writes_to_his_own_files_faster_than_the_guard_hears_of_it_has_to_ask() {
+    const FILES: u64 = 3000;
+    let Some(_) = testing::root() else { return };
+    let scratch = ext4();
+    let own = own(&scratch);
+    let files: Vec<_> = (0..FILES).map(|number| own.join(number.to_string())).collect();
+    for path in &files {
+        File::create(path).unwrap();
+        chown(path, Some(1000), None).unwrap();
+    }
+    let daemon = Daemon::start("enforce", &[scratch.path()]);
+    let read = || files.iter().for_each(|path| drop(File::open(path).unwrap()));
+    let write = || files.iter().for_each(|path| drop(File::options().write(true).open(path).unwrap()));
+    let unasked = || daemon.status()["counters"]["unasked"].as_u64().unwrap();
+    read();
+    let before = unasked();
+    read();
+    assert!(unasked() < before + FILES / 10, "the kernel answers for them");
+    // Nobody has to wait for a guard that stands still, but it has much to hear when it goes on.
+    daemon.stopped(write);
+    let heard = eventually(|| (daemon.status()["queues"]["kernel"].as_u64()? < 10).then_some(()));
+    assert!(heard.is_some());
+    let before = unasked();
+    write();
+    write();
+    let asked = unasked() - before;
+    assert!(asked > FILES, "{asked} questions");
+    daemon.stop();
+}
+
+#[test]
 fn commands_that_come_all_the_time_keep_no_opener_waiting() {
     let Some(_) = testing::root() else { return };
     let scratch = ext4();
