@@ -114,7 +114,8 @@ impl Watchman {
     /// Nobody waits any more, unless the dispatcher was stopped in the middle of it; but what is tidied up may hang.
     fn wait_for_the_end(&self) {
         std::thread::sleep(LOOK * LAST_LOOKS);
-        self.group.close();
+        // Else the end of the process closes it.
+        let _ = self.group.close_within(LOOK);
         std::thread::sleep(LAST_WORDS);
         self.log.say(Level::Warning, "imarad: not everything could be tidied up in time".into());
         self.log.flush(LOOK);
@@ -125,8 +126,10 @@ impl Watchman {
         self.log
             .say(Level::Warning, format!("imarad: {why}: everybody is let through, and nothing is guarded any more"));
         self.life.given_up.store(true, Ordering::Relaxed);
-        self.group.close();
-        self.log.flush(LAST_WORDS);
+        // The dispatcher may stand still in a call on the group. Then the end of the process closes it, and must not wait.
+        if self.group.close_within(LOOK) {
+            self.log.flush(LAST_WORDS);
+        }
         // Threads that hang keep the process; all else of it goes.
         std::process::exit(2);
     }

@@ -13,8 +13,8 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError, RwLock, TryLockError};
+use std::time::{Duration, Instant};
 
 pub use event::{Answered, Event, EventBuffer, Events, Pending};
 pub use listing::Marked;
@@ -301,9 +301,27 @@ impl PermissionGroup {
         self.fd.with(|group| f(group.as_fd()))
     }
 
-    /// Closes the group: the kernel lets every waiter pass, and answers still to come do nothing.
+    /// Closes the group: the kernel lets every waiter pass, and answers still to come do nothing. Waits for calls that are
+    /// being made on it.
     pub fn close(&self) {
         let fd = self.fd.0.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(fd);
+    }
+
+    /// The same, but waits no longer than this; false if a call on the group has not come back until then. It is for whoever
+    /// ends the process afterwards in any case, which closes the group too.
+    #[must_use]
+    pub fn close_within(&self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        let fd = loop {
+            match self.fd.0.try_write() {
+                Ok(mut fd) => break fd.take(),
+                Err(TryLockError::Poisoned(fd)) => break fd.into_inner().take(),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => return false,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        drop(fd);
+        true
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use imara_integrity::check::Pass;
 use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, FsMask, Pending, PermissionGroup};
@@ -166,6 +167,22 @@ fn closes_of_readers_are_told_if_asked_for_and_may_come_together_with_those_of_w
         let both = next(&group, &mut buffer);
         assert!(matches!(both, Event::CloseWrite { and_read: true, .. }), "{kind:?}: {both:?}");
         assert!(group.read(&mut buffer).unwrap().next().is_none(), "{kind:?}");
+    });
+}
+
+#[test]
+fn whoever_closes_a_group_need_not_wait_for_a_call_on_it() {
+    on(FsKind::Tmpfs, |scratch| {
+        let path = scratch.path().join("file");
+        fs::write(&path, b"content").unwrap();
+        let group = guarded(scratch, FsMask::OPEN);
+        let opener = opens(path);
+        let pending = next_pending(&group, &mut EventBuffer::default());
+        group.with_fd(|_| assert!(!group.close_within(Duration::from_millis(20)), "a call has it")).unwrap();
+        assert!(group.close_within(Duration::from_secs(60)));
+        assert_eq!(opener.join().unwrap().unwrap(), b"content", "everybody is let through");
+        assert!(matches!(group.queued(), Err(FanotifyError::Closed)));
+        drop(pending);
     });
 }
 
