@@ -1,5 +1,5 @@
-//! The `arrows` stage: which crate may use which, as `docs/architecture.md` draws it, and that no two rooms of the core
-//! need each other.
+//! The `arrows` stage: which crate may use which, as `docs/architecture.md` draws it, that no two rooms of the core
+//! need each other, and that each room of core and daemon has a rule on that page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -38,7 +38,40 @@ pub(crate) fn run() -> Result<()> {
     ensure!(rooms.len() > 1, "no rooms found in crates/integrity/src");
     let circle = circle(rooms);
     ensure!(circle.is_empty(), "crates/integrity/src: these rooms need each other: {}", circle.join(", "));
+    rules()
+}
+
+/// Fails if a room of core or daemon has no row in the table of rooms, or a row is about a room that is not there.
+fn rules() -> Result<()> {
+    let rows = rows(&fs::read_to_string(root().join("docs/architecture.md"))?);
+    ensure!(rows.len() > 10, "docs/architecture.md has no table of rooms");
+    let place =
+        |row: &String| row.split_once('/').map(|(name, room)| root().join("crates").join(name).join("src").join(room));
+    let gone: Vec<_> = rows.iter().filter(|row| !place(row).is_some_and(|path| path.exists())).cloned().collect();
+    ensure!(gone.is_empty(), "docs/architecture.md has rules for rooms that are not there: {}", gone.join(", "));
+    let mut without = Vec::new();
+    for name in ["integrity", "imarad"] {
+        let mut rooms = Rooms::new();
+        read_rooms(&root().join("crates").join(name).join("src"), None, &mut rooms)?;
+        let rooms = rooms.into_keys().filter(|room| room != "main").map(|room| format!("{name}/{room}"));
+        without.extend(rooms.filter(|room| ![".rs", "/"].iter().any(|end| rows.contains(&format!("{room}{end}")))));
+    }
+    ensure!(without.is_empty(), "docs/architecture.md has no rule for {}", without.join(", "));
     Ok(())
+}
+
+/// The rooms that rows of the table are about, as `imarad/pool.rs`. The first one of a row names the crate, for all of it.
+fn rows(page: &str) -> BTreeSet<String> {
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let rooms = cells.flat_map(|cell| {
+        let name = cell.split('/').next().unwrap_or_default();
+        let rooms = cell.split(", ").map(|room| room.trim_matches('`'));
+        rooms.map(move |room| match room.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')) {
+            true => room.to_owned(),
+            false => format!("{name}/{room}"),
+        })
+    });
+    rooms.filter(|room| ["integrity/", "linux/", "imarad/"].iter().any(|name| room.starts_with(name))).collect()
 }
 
 /// What is wrong with the workspace that `cargo metadata` describes.
@@ -143,6 +176,14 @@ mod tests {
             assert_eq!(wrong(&json!({ "packages": packages })).unwrap(), expected);
         }
         assert!(wrong(&json!({})).is_err());
+    }
+
+    #[test]
+    fn a_row_may_be_about_several_rooms_of_a_crate() {
+        let page = "| room | its rule |\n| `imarad/pool.rs`, `worker.rs`, `pool/` | They wait. |\n| `linux/sys.rs` | `unsafe`, all of it. |\n\
+                    | `ima/ima_main.c` | `integrity/check.rs` |\n`imarad/no.rs`";
+        let expected = ["imarad/pool.rs", "imarad/worker.rs", "imarad/pool/", "linux/sys.rs"].map(ToOwned::to_owned);
+        assert_eq!(rows(page), BTreeSet::from(expected));
     }
 
     #[test]
