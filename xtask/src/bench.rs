@@ -10,6 +10,7 @@ mod first;
 mod label;
 mod memory;
 mod minimal;
+mod new;
 mod open;
 mod parallel;
 mod warm;
@@ -40,6 +41,7 @@ const PARTS: &[Part] = &[
     ("exec", "execute a small program, beside no guard", exec::measure),
     ("parallel", "four who open files that are known, beside no guard", parallel::measure),
     ("write", "write to files that are known, so that they get new labels, beside no guard", write::measure),
+    ("new", "make new files, and write over old ones, with the journal and without", new::measure),
     ("build", "build a crate in a guarded tree, beside no guard", build::measure),
     ("memory", "the memory of a guard whose million files have been opened", memory::measure),
 ];

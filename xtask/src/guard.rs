@@ -31,12 +31,23 @@ pub(crate) struct Guard {
 impl Guard {
     /// Starts it for one mount and waits until it guards. To be called by a thread that outlives it.
     pub(crate) fn start(imarad: &Path, beside: &Path, policy: &str, mount: &Path) -> Result<Self> {
+        Self::start_with(imarad, beside, policy, mount, (&beside.join("state"), "all"))
+    }
+
+    /// The same with a directory for its state, and the name of what it keeps a journal of.
+    pub(crate) fn start_with(
+        imarad: &Path,
+        beside: &Path,
+        policy: &str,
+        mount: &Path,
+        (state, journal): (&Path, &str),
+    ) -> Result<Self> {
         let (run_dir, file) = (beside.join("run"), beside.join("policy"));
         fs::create_dir_all(&run_dir)?;
         fs::write(&file, policy)?;
         let mut command = Command::new(imarad);
         command.args(["--mode", "enforce", "--policy"]).arg(file).arg("--run-dir").arg(&run_dir);
-        command.arg("--state-dir").arg(beside.join("state")).arg(mount);
+        command.arg("--state-dir").arg(state).args(["--journal", journal]).arg(mount);
         let lines = Arc::new(Mutex::new(VecDeque::new()));
         let heard = Arc::clone(&lines);
         let (process, first) = Process::start(&mut command, move |line| {
