@@ -360,7 +360,8 @@ impl Guard {
 
     /// A mark goes with its file system, which may be a moment after the last mount of it has gone.
     fn say_what_has_gone(&mut self) {
-        let Ok(marked) = self.group.marked_devices() else { return };
+        // The list of this group is short: it marks no files, as the others do.
+        let Ok(marked) = self.created.group().marked_devices() else { return };
         for (path, devices) in self.filesystems.take_gone(&marked) {
             self.inodes.forget_devices(&devices);
             self.recall.forget_devices(&devices);

@@ -7,12 +7,11 @@
 //! Source: `fanotify(7)`; Linux `fs/notify/fanotify/fanotify_user.c`.
 
 mod event;
-mod listing;
+pub(crate) mod listing;
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -273,27 +272,12 @@ impl PermissionGroup {
         Ok(bytes.div_ceil(u64::try_from(crate::sys::METADATA_LEN).unwrap_or(u64::MAX)))
     }
 
-    /// Devices (major, minor) of the file systems that are marked, as the kernel lists them: a mark goes with its file
-    /// system, without an event.
-    ///
-    /// # Errors
-    /// If `/proc/self/fdinfo` cannot be read, or closed.
-    pub fn marked_devices(&self) -> Result<Vec<(u32, u32)>, FanotifyError> {
-        Ok(self.listed()?.lines().filter_map(listing::marked_device).collect())
-    }
-
     /// Inodes that are marked, as the kernel lists them; without those whose file system makes no handles.
     ///
     /// # Errors
     /// If `/proc/self/fdinfo` cannot be read, or closed.
     pub fn marked_inodes(&self) -> Result<Vec<Marked>, FanotifyError> {
-        Ok(self.listed()?.lines().filter_map(listing::marked_inode).collect())
-    }
-
-    fn listed(&self) -> Result<String, FanotifyError> {
-        let fd = self.fd.with(|group| group.as_fd().as_raw_fd()).ok_or(FanotifyError::Closed)?;
-        let path = PathBuf::from(format!("/proc/self/fdinfo/{fd}"));
-        Ok(std::fs::read_to_string(&path).map_err(|error| CallError::new("read", path.as_path(), error))?)
+        Ok(self.fd.with(|group| listing::marked_inodes(group.as_fd())).ok_or(FanotifyError::Closed)??)
     }
 
     /// Calls `f` with the group's descriptor, for example to wait for it; absent if the group is closed.

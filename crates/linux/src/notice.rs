@@ -9,7 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::{CallError, Target};
-use crate::fanotify::FanotifyError;
+use crate::fanotify::{FanotifyError, listing};
 use crate::handle::FileHandle;
 use crate::sys::{FanotifyFd, METADATA_LEN, Metadata};
 
@@ -100,6 +100,15 @@ impl NoticeGroup {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(CallError::new("fanotify_mark", file, error).into()),
         }
+    }
+
+    /// Devices (major, minor) of the file systems that are marked, as the kernel lists them: a mark goes with its file
+    /// system, without an event. The list that is read for it has a line for each inode that is marked, too.
+    ///
+    /// # Errors
+    /// If `/proc/self/fdinfo` cannot be read.
+    pub fn marked_devices(&self) -> Result<Vec<(u32, u32)>, FanotifyError> {
+        Ok(listing::marked_devices(self.fd.as_fd())?)
     }
 
     /// Reads what is there, without waiting; an empty iterator if nothing is.

@@ -209,3 +209,27 @@ fn how_a_file_is_opened_is_known_of_those_too_who_do_not_sleep_yet_when_they_are
     assert_eq!(error_of(files::read(&bad)), REFUSED);
     daemon.stop();
 }
+
+#[test]
+fn however_many_files_are_left_to_the_kernel_the_guard_does_not_go_through_them_each_second() {
+    let Some(_) = testing::root() else { return };
+    let scratch = ScratchMount::new(FsKind::Ext4, 128 << 20).unwrap();
+    let paths: Vec<PathBuf> = (0..4000).map(|number| scratch.path().join(number.to_string())).collect();
+    for path in &paths {
+        std::fs::write(path, b"").unwrap();
+        chown(path, Some(1), None).unwrap();
+    }
+    let daemon = Daemon::start("enforce", &[scratch.path()]);
+    paths.iter().for_each(|path| drop(File::open(path).unwrap()));
+    assert!(counter(&daemon, "counters", "ignored_unasked") >= 4000, "{}", daemon.status());
+    let accounts = format!("/proc/{0}/task/{0}/io", daemon.id());
+    let read = || {
+        let accounts = std::fs::read_to_string(&accounts).ok()?;
+        accounts.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse::<u64>().ok())
+    };
+    let Some(before) = read() else { return testing::skipped("root", "task I/O accounting") };
+    std::thread::sleep(Duration::from_secs(4));
+    let bytes = read().unwrap() - before;
+    assert!(bytes < 64 << 10, "{bytes} bytes were read in four seconds in which nothing happened");
+    daemon.stop();
+}

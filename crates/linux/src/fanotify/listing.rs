@@ -1,9 +1,35 @@
-//! What is marked, as the kernel lists it in `/proc/self/fdinfo`.
+//! What is marked, as the kernel lists it in `/proc/self/fdinfo`: some hundred bytes for each mark.
+
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::path::PathBuf;
+
+use crate::error::CallError;
+
+/// Devices (major, minor) of the file systems that a group has marked.
+///
+/// # Errors
+/// If `/proc/self/fdinfo` cannot be read.
+pub(crate) fn marked_devices(group: BorrowedFd<'_>) -> Result<Vec<(u32, u32)>, CallError> {
+    Ok(listed(group)?.lines().filter_map(marked_device).collect())
+}
+
+/// Inodes that a group has marked; without those whose file system makes no handles.
+///
+/// # Errors
+/// If `/proc/self/fdinfo` cannot be read.
+pub(super) fn marked_inodes(group: BorrowedFd<'_>) -> Result<Vec<Marked>, CallError> {
+    Ok(listed(group)?.lines().filter_map(marked_inode).collect())
+}
+
+fn listed(group: BorrowedFd<'_>) -> Result<String, CallError> {
+    let path = PathBuf::from(format!("/proc/self/fdinfo/{}", group.as_raw_fd()));
+    std::fs::read_to_string(&path).map_err(|error| CallError::new("read", path.as_path(), error))
+}
 
 /// The device of a line `fanotify sdev:800001 mflags:0 mask:…`; in hexadecimal, 12 bits major and 20 bits minor.
 ///
 /// Source: Linux `fs/notify/fdinfo.c`, `fanotify_fdinfo()`; `include/linux/kdev_t.h`.
-pub(super) fn marked_device(line: &str) -> Option<(u32, u32)> {
+fn marked_device(line: &str) -> Option<(u32, u32)> {
     device_number(line.strip_prefix("fanotify sdev:")?.split(' ').next()?)
 }
 
@@ -26,7 +52,7 @@ pub struct Marked {
 /// What a line says of an inode: `fanotify ino:c sdev:700001 mflags:… fhandle-bytes:8 fhandle-type:1 f_handle:0c00…`.
 ///
 /// Source: Linux `fs/notify/fdinfo.c`, `fanotify_fdinfo()`, `show_mark_fhandle()`.
-pub(super) fn marked_inode(line: &str) -> Option<Marked> {
+fn marked_inode(line: &str) -> Option<Marked> {
     let mut words = line.strip_prefix("fanotify ino:")?.split(' ');
     let mut value = |name: &str| words.find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
     let device = device_number(value("sdev")?)?;

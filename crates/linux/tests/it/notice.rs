@@ -11,7 +11,7 @@ use imara_integrity::check::Pass;
 use imara_linux::fanotify::{Event, EventBuffer, FanotifyError, FsMask, PermissionGroup};
 use imara_linux::handle::{FileHandle, file_handle, short_handle};
 use imara_linux::notice::{Notice, NoticeBuffer, NoticeGroup};
-use imara_linux::testing::{FsKind, on, on_each};
+use imara_linux::testing::{self, FsKind, ScratchMount, on, on_each};
 use imara_linux::{file, mounts};
 
 fn drain(group: &NoticeGroup) -> Vec<Notice> {
@@ -30,6 +30,21 @@ fn marked(path: &Path) -> NoticeGroup {
     let group = NoticeGroup::of_creations().unwrap();
     group.mark_filesystem(File::open(path).unwrap().as_fd()).unwrap();
     group
+}
+
+#[test]
+fn a_file_system_that_is_marked_is_listed_until_it_has_gone() {
+    let Some(_) = testing::root() else { return };
+    for kind in FsKind::ALL {
+        let scratch = ScratchMount::new(kind, 128 << 20).unwrap();
+        let root = File::open(scratch.path()).unwrap();
+        let device = mounts::mount_of_file(root.as_fd()).unwrap().device;
+        drop(root);
+        let group = marked(scratch.path());
+        assert_eq!(group.marked_devices().unwrap(), [device], "{kind:?}");
+        drop(scratch);
+        assert_eq!(group.marked_devices().unwrap(), [], "{kind:?}");
+    }
 }
 
 fn handle(path: &Path) -> FileHandle {
