@@ -5,17 +5,28 @@
 //! counts, under another name, and takes the old one's place. The seal admits both while that goes on, so that there is a
 //! journal that counts at any moment.
 //!
+//! A flush of the disk costs milliseconds, and most notes do without. What is to be kept from happening is that a change
+//! survives a power cut and the note of it does not. A new file, and a label, come with a transaction of their file system; and
+//! ext4 and XFS flush the disk before a transaction counts, which takes along whatever the disk was given before. So if the journal
+//! is on that file system, it is enough that the disk [was given](imara_linux::sync::to_disk) the note. Not so for a file that is
+//! written over in place: nothing of that need ever be part of a transaction. So a flush follows at once, for which a thread of its own
+//! waits; or the writer, if [he is to](crate::config::Keeping::Flushed).
+//!
 //! Format: `imara_integrity::journal`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use imara_integrity::host_key::MacKey;
 use imara_integrity::journal::{End, HANDLE_LENGTH, Incarnation, Journal, Record, Seal, Sealed, Writer};
 use imara_linux::lock::{Lock, LockError};
+use imara_linux::sync;
 
 /// Bytes of a journal's file, at least.
 const SMALLEST: usize = 1 << 20;
@@ -45,11 +56,33 @@ impl From<&Record<'_>> for Note {
     }
 }
 
+/// How far a note has to come before somebody may go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    /// It survives whenever a later transaction of the noted file's file system does.
+    #[default]
+    InOrder,
+    /// The same, and it is [flushed](Leaf::flush) at once; but nobody waits for that.
+    FlushedSoon,
+    /// It survives.
+    Flushed,
+}
+
+/// Which file system a journal is of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject {
+    /// Its identifier.
+    pub(crate) uuid: [u8; 16],
+    /// Whether it [keeps the order](imara_linux::sync::keeps_order) of what is written in the journal's directory.
+    pub(crate) keeps_order: bool,
+}
+
 /// The journal of one file system.
 #[derive(Debug)]
 pub(crate) struct Book {
     key: MacKey,
     filesystem: [u8; 16],
+    keeps_order: bool,
     path: PathBuf,
     /// All that counts, by id.
     notes: BTreeMap<u64, Note>,
@@ -60,13 +93,46 @@ pub(crate) struct Book {
     _lock: Lock,
 }
 
-/// The file that is being written to.
+/// A journal's file, as long as it is written to.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    file: File,
+    /// Whether what was written to it may be lost.
+    lost: AtomicBool,
+}
+
+impl Leaf {
+    /// Has the disk keep what it has been given.
+    pub(crate) fn flush(&self) {
+        if self.file.sync_data().is_err() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The file that is being written to, and how far.
 #[derive(Debug)]
 struct Page {
-    file: File,
+    leaf: Arc<Leaf>,
     writer: Writer,
     offset: usize,
     size: usize,
+    /// As far as the disk has it: an entry counts only with all before it.
+    given: usize,
+}
+
+impl Page {
+    /// Gives the disk what has been written.
+    fn give(&mut self, in_order: bool) -> io::Result<()> {
+        if in_order {
+            let number = |number: usize| u64::try_from(number).map_err(io::Error::other);
+            sync::to_disk(self.leaf.file.as_fd(), number(self.given)?, number(self.offset - self.given)?)?;
+        } else {
+            self.leaf.file.sync_data()?;
+        }
+        self.given = self.offset;
+        Ok(())
+    }
 }
 
 impl Book {
@@ -78,7 +144,7 @@ impl Book {
     pub(crate) fn open(
         directory: &Path,
         key: &MacKey,
-        filesystem: [u8; 16],
+        Subject { uuid: filesystem, keeps_order }: Subject,
         next: &mut u64,
     ) -> Result<(Self, Option<String>), String> {
         let name: String = filesystem.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -88,7 +154,8 @@ impl Book {
             LockError::Call(_) | _ => error.to_string(),
         })?;
         let notes = BTreeMap::new();
-        let mut book = Self { key: key.clone(), filesystem, path, notes, page: None, seal: None, _lock: lock };
+        let mut book =
+            Self { key: key.clone(), filesystem, keeps_order, path, notes, page: None, seal: None, _lock: lock };
         let complaint = book.read(next);
         Ok((book, complaint))
     }
@@ -137,19 +204,26 @@ impl Book {
         self.notes.iter().map(|(id, note)| (*id, note))
     }
 
-    /// Notes files that are going to be written to, and then strikes out what is at rest. When this returns, the former are
-    /// on the disk; if it fails, none of them counts.
-    pub(crate) fn add(&mut self, notes: Vec<(u64, Note)>, at_rest: &[u64]) -> io::Result<()> {
+    /// Notes files that are going to be written to, and then strikes out what is at rest. When this returns, the former have
+    /// come as far as they have to; if it fails, none of them counts.
+    pub(crate) fn add(&mut self, notes: Vec<(u64, Note)>, at_rest: &[u64], reach: Reach) -> io::Result<()> {
         let ids: Vec<u64> = notes.iter().map(|(id, _)| *id).collect();
-        let appended = self.append(&notes, at_rest);
+        let appended = self.append(&notes, at_rest, reach);
         self.notes.extend(notes);
         self.forget(at_rest);
-        let result = appended.and_then(|appended| if appended { Ok(()) } else { self.begin_anew() });
+        // Perhaps it is only this place of the disk that cannot be written.
+        let result = if appended.is_ok_and(|appended| appended) { Ok(()) } else { self.begin_anew() };
         if result.is_err() {
             self.page = None;
             self.forget(&ids);
         }
         result
+    }
+
+    /// What is still to be flushed, if notes have been added that reach as far as this.
+    pub(crate) fn to_flush(&self, reach: Reach) -> Option<Arc<Leaf>> {
+        let soon = self.keeps_order && reach == Reach::FlushedSoon;
+        self.page.as_ref().filter(|_| soon).map(|page| Arc::clone(&page.leaf))
     }
 
     /// Strikes out what is at rest, for when the journal is next written anew.
@@ -158,8 +232,10 @@ impl Book {
     }
 
     /// False if there is no room, or no file.
-    fn append(&mut self, notes: &[(u64, Note)], at_rest: &[u64]) -> io::Result<bool> {
-        let Some(page) = &mut self.page else { return Ok(false) };
+    fn append(&mut self, notes: &[(u64, Note)], at_rest: &[u64], reach: Reach) -> io::Result<bool> {
+        let Some(page) = self.page.as_mut().filter(|page| !page.leaf.lost.load(Ordering::Relaxed)) else {
+            return Ok(false);
+        };
         let (mut writer, mut bytes) = (page.writer.clone(), Vec::new());
         for (id, note) in notes {
             if !writer.writing(&note.record(*id), &mut bytes) {
@@ -170,11 +246,11 @@ impl Book {
         if page.offset + bytes.len() > page.size {
             return Ok(false);
         }
-        page.file.write_all_at(&bytes, u64::try_from(page.offset).map_err(io::Error::other)?)?;
-        if !notes.is_empty() {
-            page.file.sync_data()?;
-        }
+        page.leaf.file.write_all_at(&bytes, u64::try_from(page.offset).map_err(io::Error::other)?)?;
         (page.writer, page.offset) = (writer, page.offset + bytes.len());
+        if !notes.is_empty() {
+            page.give(self.keeps_order && reach != Reach::Flushed)?;
+        }
         Ok(true)
     }
 
@@ -214,7 +290,8 @@ impl Book {
         self.seal = Some(seal.clone());
         sync_directory(&self.path)?;
         self.write_seal(&seal)?;
-        Ok((Page { file, writer, offset, size }, sealed))
+        let leaf = Arc::new(Leaf { file, lost: AtomicBool::new(false) });
+        Ok((Page { leaf, writer, offset, size, given: offset }, sealed))
     }
 
     fn write_seal(&self, seal: &Seal) -> io::Result<()> {

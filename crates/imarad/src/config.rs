@@ -50,10 +50,12 @@ pub(crate) struct Config {
 /// Whether a journal is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Keeping {
-    /// It is, and everybody waits for it who may write to a file.
+    /// It is, and everybody waits who may write to a file, until the disk has been given a note of that.
     #[default]
     All,
-    /// The same, but whoever creates a file does not wait: a power cut within a moment may leave it refused.
+    /// The same, but whoever may write to an old file waits until the disk is sure to keep the note.
+    Flushed,
+    /// As the first, but whoever creates a file does not wait: a power cut within a moment may leave it refused.
     Labelled,
     /// Writers need not wait for the disk, and a power cut may leave files that are refused.
     Off,
@@ -65,9 +67,10 @@ impl FromStr for Keeping {
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
             "all" => Ok(Self::All),
+            "flushed" => Ok(Self::Flushed),
             "labelled" => Ok(Self::Labelled),
             "off" => Ok(Self::Off),
-            _ => Err(format!("unknown choice {name:?} for the journal (expected all, labelled or off)")),
+            _ => Err(format!("unknown choice {name:?} for the journal (expected all, flushed, labelled or off)")),
         }
     }
 }
@@ -374,7 +377,7 @@ mod tests {
                     11,
                     "journal = \"yes\"",
                     5,
-                    "unknown choice \"yes\" for the journal (expected all, labelled or off)",
+                    "unknown choice \"yes\" for the journal (expected all, flushed, labelled or off)",
                 ),
             ),
             ("mounts = [\"/\"]\nlog = 1", at(2, 7, "log = 1", 1, "invalid type: integer `1`, expected a string")),

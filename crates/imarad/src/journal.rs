@@ -137,7 +137,7 @@ impl Journal {
     /// There is one, of these file systems.
     pub(crate) fn begin(&mut self, scribe: (Scribe, Receiver<Noted>), file_systems: Vec<usize>, keeping: Keeping) {
         self.scribe = Some(scribe);
-        self.creators_wait = keeping == Keeping::All;
+        self.creators_wait = keeping != Keeping::Labelled;
         self.file_systems = file_systems;
     }
 

@@ -19,7 +19,7 @@ use imara_linux::apart::Apart;
 use imara_linux::epoll::Waker;
 use imara_linux::task;
 
-use crate::book::{Book, Note};
+use crate::book::{Book, Leaf, Note, Reach, Subject};
 
 /// How long what nobody waits for is gathered.
 const GATHER: Duration = Duration::from_millis(50);
@@ -48,7 +48,7 @@ pub(crate) struct Opened {
 
 #[derive(Debug)]
 enum Order {
-    Note { file_system: usize, id: u64, note: Note, asked: Asked },
+    Note { file_system: usize, id: u64, note: Note, reach: Reach, asked: Asked },
     AtRest { file_system: usize, id: u64 },
     End(SyncSender<Result<(), String>>),
 }
@@ -56,8 +56,8 @@ enum Order {
 /// Who asked for a note.
 #[derive(Debug)]
 enum Asked {
-    /// The dispatcher, for somebody who waits.
-    ForOpener,
+    /// The dispatcher, for somebody who waits, or should have.
+    AtOnce,
     /// The dispatcher, for nobody who waits.
     InPassing,
     /// A worker, who waits himself.
@@ -70,6 +70,8 @@ pub(crate) struct Scribe {
     orders: Arc<Mutex<(u64, Sender<Order>)>>,
     /// Whether somebody has waited for it in vain.
     stuck: Arc<AtomicBool>,
+    /// How far notes of files have to come that are there already.
+    of_old: Reach,
 }
 
 impl Scribe {
@@ -81,20 +83,21 @@ impl Scribe {
         apart: &Apart,
         own: &Sender<i32>,
         wake: Arc<Waker>,
-        (directory, key): (PathBuf, MacKey),
-        file_systems: Vec<(usize, [u8; 16])>,
+        (directory, key, of_old): (PathBuf, MacKey, Reach),
+        file_systems: Vec<(usize, Subject)>,
     ) -> Result<(Self, Receiver<Noted>, Vec<Opened>), String> {
         let ((orders, queue), (out, noted)) = (channel(), channel());
         let (own, stuck) = (own.clone(), Arc::new(AtomicBool::new(false)));
         let (say, opened) = sync_channel(1);
         let moves = Arc::clone(&stuck);
+        let flushers = apart.clone();
         apart.start("scribe", move || {
             let _ = own.send(task::own());
             drop(own);
             let mut next = 1;
-            let mut desk = Desk { books: HashMap::new(), out, wake, moves, queue };
-            let all = file_systems.into_iter().map(|(number, filesystem)| {
-                let opened = Book::open(&directory, &key, filesystem, &mut next);
+            let mut desk = Desk { books: HashMap::new(), out, wake, moves, queue, flushers };
+            let all = file_systems.into_iter().map(|(number, subject)| {
+                let opened = Book::open(&directory, &key, subject, &mut next);
                 desk.open(number, opened)
             });
             let all: Vec<Opened> = all.collect();
@@ -103,19 +106,21 @@ impl Scribe {
             }
         });
         let (next, opened) = opened.recv_timeout(OPENING).map_err(|_| "the journals could not be opened in time")?;
-        Ok((Self { orders: Arc::new(Mutex::new((next, orders))), stuck }, noted, opened))
+        Ok((Self { orders: Arc::new(Mutex::new((next, orders))), stuck, of_old }, noted, opened))
     }
 
     /// Has a note made. Never waits; when it is done, its number comes back.
     pub(crate) fn note(&self, file_system: usize, note: Note, somebody_waits: Waits) -> u64 {
+        // What is written over an old file's content need not be part of any transaction.
+        let reach = if note.label.is_some() { self.of_old } else { Reach::InOrder };
         let asked = match somebody_waits {
-            Waits::Opener => Asked::ForOpener,
+            Waits::Opener | Waits::NobodyAnyMore => Asked::AtOnce,
             Waits::Nobody => Asked::InPassing,
         };
-        self.order(|id| Order::Note { file_system, id, note, asked })
+        self.order(|id| Order::Note { file_system, id, note, reach, asked })
     }
 
-    /// Has a note made, and waits for it; for workers.
+    /// Has a note made of a label that is going to be written, and waits for it; for workers.
     ///
     /// # Errors
     /// Why it is not on the disk, in words.
@@ -124,7 +129,8 @@ impl Scribe {
             return Err("the disk of the journal does not answer".into());
         }
         let (done, answer) = sync_channel(1);
-        let id = self.order(|id| Order::Note { file_system, id, note, asked: Asked::ByWorker(done) });
+        let (reach, asked) = (Reach::InOrder, Asked::ByWorker(done));
+        let id = self.order(|id| Order::Note { file_system, id, note, reach, asked });
         match answer.recv_timeout(PATIENCE) {
             Ok(result) => result.map(|()| id),
             Err(RecvTimeoutError::Timeout) => {
@@ -173,6 +179,8 @@ impl Scribe {
 pub(crate) enum Waits {
     Opener,
     Nobody,
+    /// The file has been changed already.
+    NobodyAnyMore,
 }
 
 /// The thread's things.
@@ -183,6 +191,8 @@ struct Desk {
     out: Sender<Noted>,
     wake: Arc<Waker>,
     moves: Arc<AtomicBool>,
+    /// Where threads come from that flush.
+    flushers: Apart,
 }
 
 /// A journal, and when it last could not be written.
@@ -190,12 +200,15 @@ struct Desk {
 struct Shelved {
     book: Book,
     failed: Option<(Instant, String)>,
+    /// To a thread that flushes what it gets. One at most waits: who comes later is flushed with it.
+    flusher: SyncSender<Arc<Leaf>>,
 }
 
 /// What is to be done to one journal in one turn.
 #[derive(Debug, Default)]
 struct Turn {
     notes: Vec<(u64, Note)>,
+    reach: Reach,
     at_rest: Vec<u64>,
     waiting: Vec<u64>,
     workers: Vec<SyncSender<Result<(), String>>>,
@@ -213,7 +226,9 @@ impl Desk {
             failed = Some((Instant::now(), error.to_string()));
         }
         let notes = book.notes().map(|(id, note)| (id, note.clone())).collect();
-        self.books.insert(file_system, Shelved { book, failed });
+        let (flusher, leaves) = sync_channel::<Arc<Leaf>>(1);
+        self.flushers.start("flusher", move || leaves.iter().for_each(|leaf| leaf.flush()));
+        self.books.insert(file_system, Shelved { book, failed, flusher });
         Opened { file_system, notes: Ok(notes), complaint }
     }
 
@@ -239,9 +254,9 @@ impl Desk {
     }
 
     fn turn(&mut self, file_system: usize, turn: Turn) {
-        let Turn { notes, at_rest, waiting, workers } = turn;
+        let Turn { notes, reach, at_rest, waiting, workers } = turn;
         let result = match self.books.get_mut(&file_system) {
-            Some(shelved) => shelved.add(notes, &at_rest),
+            Some(shelved) => shelved.add(notes, &at_rest, reach),
             None => Err("there is no journal".to_owned()),
         };
         self.moves.store(false, Ordering::Relaxed);
@@ -262,7 +277,7 @@ impl Desk {
 }
 
 impl Shelved {
-    fn add(&mut self, notes: Vec<(u64, Note)>, at_rest: &[u64]) -> Result<(), String> {
+    fn add(&mut self, notes: Vec<(u64, Note)>, at_rest: &[u64], reach: Reach) -> Result<(), String> {
         if let Some((since, why)) = &self.failed
             && since.elapsed() < PAUSE
             && !notes.is_empty()
@@ -272,8 +287,11 @@ impl Shelved {
             self.book.forget(at_rest);
             return Err(why);
         }
-        let result = self.book.add(notes, at_rest).map_err(|error| error.to_string());
+        let result = self.book.add(notes, at_rest, reach).map_err(|error| error.to_string());
         self.failed = result.clone().err().map(|why| (Instant::now(), why));
+        if let Some(leaf) = self.book.to_flush(reach) {
+            let _ = self.flusher.try_send(leaf);
+        }
         result
     }
 }
@@ -293,12 +311,13 @@ impl Batch {
         match order {
             Order::End(done) => self.end = Some(done),
             Order::AtRest { file_system, id } => self.turns.entry(file_system).or_default().at_rest.push(id),
-            Order::Note { file_system, id, note, asked } => {
+            Order::Note { file_system, id, note, reach, asked } => {
                 let turn = self.turns.entry(file_system).or_default();
                 turn.notes.push((id, note));
+                turn.reach = turn.reach.max(reach);
                 self.hurry |= !matches!(asked, Asked::InPassing);
                 match asked {
-                    Asked::ForOpener | Asked::InPassing => turn.waiting.push(id),
+                    Asked::AtOnce | Asked::InPassing => turn.waiting.push(id),
                     Asked::ByWorker(worker) => turn.workers.push(worker),
                 }
             }

@@ -27,9 +27,11 @@ use imara_linux::mounts::{self, MountWatch};
 use imara_linux::notice::NoticeGroup;
 use imara_linux::notify::{Notifier, State};
 use imara_linux::signals::{self, Hangup, Signals};
+use imara_linux::sync::keeps_order;
 use imara_linux::{last_words, limits, mount_point, task};
 
 use crate::arrivals::Arrivals;
+use crate::book::{Reach, Subject};
 use crate::closer::{self, Channels, Closer};
 use crate::config::{Config, Keeping};
 use crate::created::Created;
@@ -383,10 +385,17 @@ fn begin_journal(guard: &mut Guard, config: &Config, key: Result<HostKey, String
     if config.journal == Keeping::Off || file_systems.is_empty() {
         return;
     }
+    let directory = config.state_dir.join("journal");
+    let file_systems = file_systems.into_iter().map(|(number, uuid)| {
+        let mount = mounts.get(number);
+        (number, Subject { uuid, keeps_order: mount.is_some_and(|(_, mount)| keeps_order(&directory, mount.as_fd())) })
+    });
+    let file_systems = file_systems.collect();
     let (started, own) = channel();
     let beside = guard.journal.beside().clone();
     let scribe = key.and_then(|key| {
-        let place = (config.state_dir.join("journal"), key.derive(PURPOSE));
+        let of_old = if config.journal == Keeping::Flushed { Reach::Flushed } else { Reach::FlushedSoon };
+        let place = (directory, key.derive(PURPOSE), of_old);
         Scribe::start(&beside.apart, &started, beside.wake, place, file_systems)
     });
     drop(started);

@@ -401,6 +401,14 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
     checked(result).map(|_| peer)
 }
 
+/// `sync_file_range(2)` that starts writing and waits for it.
+pub(crate) fn write_out(file: BorrowedFd<'_>, offset: libc::off64_t, length: libc::off64_t) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // NEEDED: no safe wrapper in std or rustix.
+    // SAFETY: plain integers in, and a descriptor that is open.
+    checked(unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, flags) }).map(drop)
+}
+
 /// `unshare(CLONE_FILES)`: the calling thread's descriptors are its own from now on, and those of threads it starts.
 pub(crate) fn own_descriptors() -> io::Result<()> {
     // NEEDED: the safe call of rustix is deprecated in favour of this one.

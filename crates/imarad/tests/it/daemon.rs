@@ -108,6 +108,17 @@ impl Daemon {
         Self::run(run_dir, command, log)
     }
 
+    /// One that has its state in this directory.
+    pub(crate) fn with_state(mode: &str, state: &Path, words: &[&str], mount: &Path) -> Self {
+        let run_dir = RunDir::new();
+        let policy = run_dir.policy(EVERYTHING_OF_ROOT);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_imarad"));
+        command.args(["--mode", mode, "--policy"]).arg(policy).arg("--run-dir").arg(run_dir.path());
+        command.arg("--state-dir").arg(state).args(words).arg(mount);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::run(run_dir, command, Log::Read)
+    }
+
     /// Runs a command that is, or becomes, a daemon.
     ///
     /// The kernel gives the device number of a file system that has gone to the next one, perhaps that of another test,

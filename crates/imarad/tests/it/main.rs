@@ -28,6 +28,7 @@ mod flood;
 mod hardening;
 mod hostile;
 mod image;
+mod journal;
 mod leases;
 mod leaving;
 mod matrix;

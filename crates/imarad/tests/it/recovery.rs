@@ -15,7 +15,7 @@ use std::time::Duration;
 use imara_linux::testing::{self, FsKind, ScratchMount};
 use rustix::process::Signal;
 
-use crate::daemon::{self, Daemon, EVERYTHING_OF_ROOT, Log, RunDir, eventually};
+use crate::daemon::{Daemon, eventually};
 use crate::files::{self, error_of, label_is_right, label_of, make, open_to_change, read, set_label, strip_label};
 use crate::patterns::truncated_by_path;
 
@@ -70,16 +70,7 @@ impl Machine {
 
     /// A guard with its state on the guarded disk.
     fn guard(&self, words: &[&str]) -> Daemon {
-        let run_dir = RunDir::new();
-        let policy = run_dir.policy(EVERYTHING_OF_ROOT);
-        let whole = daemon::command(run_dir.path(), "enforce", &policy, &[&self.point]);
-        let mut command = Command::new(whole.get_program());
-        // Its state directory is another one.
-        command.args(["--mode", "enforce", "--policy"]).arg(policy).arg("--run-dir").arg(run_dir.path());
-        command.arg("--state-dir").arg(self.path("state")).args(words).arg(&self.point);
-        command.stdin(std::process::Stdio::null());
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        Daemon::run(run_dir, command, Log::Read)
+        Daemon::with_state("enforce", &self.path("state"), words, &self.point)
     }
 
     /// All files but the guard's own.
@@ -404,13 +395,7 @@ fn a_journal_that_cannot_be_written_keeps_nobody_from_writing() {
     let machine = populated(FsKind::Ext4);
     let state = ScratchMount::new(FsKind::Tmpfs, 1 << 20).unwrap();
     for mode in ["enforce", "log", "fix"] {
-        let run_dir = RunDir::new();
-        let policy = run_dir.policy(EVERYTHING_OF_ROOT);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_imarad"));
-        command.args(["--mode", mode, "--policy"]).arg(policy).arg("--run-dir").arg(run_dir.path());
-        command.arg("--state-dir").arg(state.path()).arg(&machine.point).stdin(std::process::Stdio::null());
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let guard = Daemon::run(run_dir, command, Log::Read);
+        let guard = Daemon::with_state(mode, state.path(), &[], &machine.point);
         guard.says("journal-not-written");
         let path = machine.path("file-0");
         files::append(&path, b"more").unwrap();
@@ -424,13 +409,7 @@ fn a_journal_that_cannot_be_written_keeps_nobody_from_writing() {
 fn nobody_but_the_writer_waits_for_a_journal_whose_disk_stands_still_and_he_not_for_ever() {
     let Some(_) = testing::root() else { return };
     let (machine, state) = (populated(FsKind::Ext4), crate::image::ext4());
-    let run_dir = RunDir::new();
-    let policy = run_dir.policy(EVERYTHING_OF_ROOT);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_imarad"));
-    command.args(["--mode", "enforce", "--policy"]).arg(policy).arg("--run-dir").arg(run_dir.path());
-    command.arg("--state-dir").arg(state.path()).arg(&machine.point).stdin(std::process::Stdio::null());
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-    let guard = Daemon::run(run_dir, command, Log::Read);
+    let guard = Daemon::with_state("enforce", state.path(), &[], &machine.point);
     done(Command::new("fsfreeze").arg("-f").arg(state.path()));
     let (gone_on, path) = (AtomicBool::new(false), machine.path("file-0"));
     let seen = thread::scope(|scope| {
