@@ -64,7 +64,7 @@ impl Guard {
     fn consider_cut(&mut self, ask: Ask, key: Key) {
         let known = self.inodes.take_known(&key);
         let Some(known) = known.filter(|known| self.was_good(known)) else { return self.look(ask) };
-        self.cover(key, &known.label, Some(ask.file()), Waits::Nobody);
+        self.cover(key, &known.label, Some(ask.file()), Waits::NobodyAnyMore);
         self.now_written(key, true, None, None);
         self.consider_written(ask, key);
     }

@@ -154,6 +154,8 @@ impl Guard {
         // A change from before the mark was there is not noticed, or too early.
         if !file::facts(known.file.as_fd()).is_ok_and(|now| known.sighting.holds(&now)) {
             known.file.heed();
+            // Whoever has just been let in may have done it himself.
+            self.cut(key);
         }
     }
 

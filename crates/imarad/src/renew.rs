@@ -127,7 +127,7 @@ impl Guard {
         let Ok(facts) = file::facts(known.file.as_fd()) else { return };
         if facts.size != known.sighting.size() {
             if self.was_good(&known) {
-                self.cover(key, &known.label, Some(known.file.as_fd()), Waits::Nobody);
+                self.cover(key, &known.label, Some(known.file.as_fd()), Waits::NobodyAnyMore);
                 self.now_written(key, true, None, Some(known.file));
             }
         } else if facts.links > 0 && self.filesystems.shows_changes(key.device()) {
@@ -154,7 +154,7 @@ impl Guard {
         }
         let Some(mut known) = self.inodes.take_known(&key) else { return };
         if self.was_good(&known) {
-            self.cover(key, &known.label, Some(known.file.as_fd()), Waits::Nobody);
+            self.cover(key, &known.label, Some(known.file.as_fd()), Waits::NobodyAnyMore);
             known.file.release();
             self.now_written(key, true, None, Some(known.file));
             self.try_renewal(key, 0);
@@ -199,7 +199,7 @@ impl Guard {
     /// good, and is to be found for its label to follow.
     pub(crate) fn modified(&mut self, handle: [u8; 24]) -> bool {
         let Some((key, label)) = self.recall.take_modified(handle) else { return false };
-        self.cover(key, &label, None, Waits::Nobody);
+        self.cover(key, &label, None, Waits::NobodyAnyMore);
         // Until it is found, whoever comes first has the label renewed.
         self.now_written(key, true, None, None);
         true
