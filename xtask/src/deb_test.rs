@@ -14,6 +14,7 @@ use nix::unistd::geteuid;
 
 use crate::print::print_line;
 use crate::run::{apart, run, run_within};
+use crate::scratch::own_mounts;
 use crate::{deb, interrupt, root};
 
 /// What the guest's system consists of, besides what every Debian has.
@@ -34,6 +35,8 @@ const FSTAB: &str = "/dev/vda / ext4 errors=remount-ro,x-systemd.device-timeout=
 /// Makes the packages and the guest, and prints what it found.
 pub(crate) fn run_deb_test(_: &[String]) -> Result<()> {
     ensure!(geteuid().is_root(), "it makes a Debian system for its guest, which takes root: sudo make deb-test");
+    // What mmdebstrap mounts goes with us, however we end. (A /proc that stays in target/ is in the way of whoever copies it.)
+    own_mounts()?;
     interrupt::watch()?;
     let begin = Instant::now();
     let version = env!("CARGO_PKG_VERSION");
