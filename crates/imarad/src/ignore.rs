@@ -23,13 +23,12 @@ use imara_linux::file::{self, FileFacts};
 use imara_linux::handle::{FileHandle, file_handle};
 use imara_linux::notice::{Notice, NoticeBuffer, NoticeGroup};
 
-use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::filesystems::Foresight;
 use crate::key::Key;
 use crate::log::Level;
 use crate::renew::is_good;
-use crate::revisit::Purpose;
+use crate::revisit::{Found, Purpose};
 use crate::serve::Guard;
 use crate::traces::Traces;
 
@@ -329,17 +328,26 @@ impl Guard {
         }
     }
 
-    /// A file of which only the handle was known has been found.
-    pub(crate) fn revisited(&mut self, purpose: Purpose, file: LateFd) {
-        match purpose {
-            Purpose::Renew => self.found_modified(file),
-            Purpose::Heed => {
-                self.ignoring.heeded += 1;
-                match self.group.heed_path(file.as_fd()) {
-                    Ok(()) => self.ignoring.note_found(file.as_fd()),
-                    Err(error) => self.note_failure(Failure::ChangeLost, file.as_fd(), &error.to_string()),
+    /// Files of which only the handles were known have been found, or not.
+    pub(crate) fn revisited(&mut self, Found { purpose, mut sought, files }: Found) {
+        for file in files {
+            let file = self.closer.late(file, false);
+            match purpose {
+                Purpose::Renew => {
+                    let found = self.found_modified(file);
+                    sought.retain(|handle| handle.short() != found);
+                }
+                Purpose::Heed => {
+                    self.ignoring.heeded += 1;
+                    match self.group.heed_path(file.as_fd()) {
+                        Ok(()) => self.ignoring.note_found(file.as_fd()),
+                        Err(error) => self.note_failure(Failure::ChangeLost, file.as_fd(), &error.to_string()),
+                    }
                 }
             }
+        }
+        if purpose == Purpose::Renew {
+            sought.iter().filter_map(FileHandle::short).for_each(|handle| self.modified_and_gone(&handle));
         }
     }
 

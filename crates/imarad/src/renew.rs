@@ -205,9 +205,20 @@ impl Guard {
         true
     }
 
-    /// It has been found.
-    pub(crate) fn found_modified(&mut self, file: LateFd) {
-        let Ok(facts) = file::facts(file.as_fd()) else { return };
+    /// It has not been found: most likely it has lost its name since.
+    pub(crate) fn modified_and_gone(&mut self, handle: &[u8; 24]) {
+        for key in self.inodes.written_with(handle) {
+            // Nobody has come to it since.
+            if self.inodes.written(&key).is_some_and(|written| written.file.is_none() && !written.closed) {
+                self.inodes.orphan(key);
+                self.journal.at_rest(&key);
+            }
+        }
+    }
+
+    /// It has been found. Its handle.
+    pub(crate) fn found_modified(&mut self, file: LateFd) -> Option<[u8; 24]> {
+        let facts = file::facts(file.as_fd()).ok()?;
         let key = Key::of(file.as_fd(), &facts);
         self.heed_unasked(&key, file.as_fd());
         if let Some(busy) = self.inodes.busy_mut(&key) {
@@ -219,6 +230,7 @@ impl Guard {
             written.file = Some(file);
             self.try_renewal(key, 0);
         }
+        key.handle()
     }
 
     /// A writer has closed the file; it need not have been the last one.

@@ -42,6 +42,15 @@ pub(crate) enum Purpose {
     Renew,
 }
 
+/// An answer to several questions.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) purpose: Purpose,
+    pub(crate) sought: Vec<FileHandle>,
+    /// Those of them that are not gone.
+    pub(crate) files: Vec<OwnedFd>,
+}
+
 /// A file to be found.
 #[derive(Debug)]
 struct Request {
@@ -132,22 +141,23 @@ impl Revisit {
         self.lanes.get_mut(number)
     }
 
-    /// Files that have been found, if any, of one purpose. Those that are gone are left out.
-    pub(crate) fn found(&mut self) -> Option<(Purpose, Vec<OwnedFd>)> {
+    /// What has been found, if anything, for one purpose.
+    pub(crate) fn found(&mut self) -> Option<Found> {
         self.lanes.iter_mut().find_map(Lane::found)
     }
 }
 
 impl Lane {
-    fn found(&mut self) -> Option<(Purpose, Vec<OwnedFd>)> {
-        let (mut files, mut purpose) = (Vec::new(), None);
+    fn found(&mut self) -> Option<Found> {
+        let (mut files, mut handles, mut purpose) = (Vec::new(), Vec::new(), None);
         // The answer to all requests up to this one.
         let number = self.found.take_now(&mut files).ok()?;
         while let Some(Asked { sought, .. }) = self.asked.pop_front_if(|asked| asked.number <= number) {
             self.pending.remove(&sought);
             purpose = Some(sought.0);
+            handles.push(sought.2);
         }
-        Some((purpose?, files))
+        Some(Found { purpose: purpose?, sought: handles, files })
     }
 }
 

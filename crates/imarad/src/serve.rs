@@ -309,11 +309,9 @@ impl Guard {
         }
         self.keep_more();
         for _ in 0..ANSWERS {
-            let Some((purpose, found)) = self.revisit.found() else { break };
+            let Some(found) = self.revisit.found() else { break };
             more = true;
-            for file in found {
-                self.revisited(purpose, self.closer.late(file, false));
-            }
+            self.revisited(found);
         }
         self.serve_arrivals();
         for _ in 0..COMMANDS {

@@ -113,9 +113,15 @@ impl Inodes {
         }
     }
 
-    /// Whether there are descriptors to spare for files that are being written.
+    /// Whether there are descriptors to spare for files that are being written. Of those that nobody may ever ask for again
+    /// none is kept.
     pub(crate) fn has_room_for_writers(&self) -> bool {
-        self.written.len() < self.capacity / 4
+        self.written.len().saturating_sub(self.orphans.len()) < self.capacity / 4
+    }
+
+    /// Written files with this handle: one, or none, but for copies of file systems.
+    pub(crate) fn written_with(&self, handle: &[u8; 24]) -> Vec<Key> {
+        self.written_by_handle.get(handle).to_vec()
     }
 
     /// How many files with a name are being written by writers who found them good.
@@ -146,6 +152,16 @@ mod tests {
         inodes.note_attributes(&[7; 24]);
         let changed = [one, copy, other].map(|key| inodes.written(&key).unwrap().attributes);
         assert_eq!(changed, [true, true, false]);
+    }
+
+    #[test]
+    fn files_without_a_name_take_no_room_of_others() {
+        let keys: Vec<Key> = (0..4).map(|byte| Key::of_handle((8, 1), 12, [byte; 24])).collect();
+        let mut inodes = inodes(&keys);
+        assert!(!inodes.has_room_for_writers());
+        keys.iter().for_each(|key| inodes.orphan(*key));
+        assert!(inodes.has_room_for_writers());
+        assert_eq!(inodes.written_with(&[2; 24]), [keys[2]]);
     }
 
     #[test]

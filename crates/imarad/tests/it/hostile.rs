@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use imara_linux::testing::{self, FsKind};
+use imara_linux::testing::{self, FsKind, ScratchMount};
 
 use crate::daemon::{Daemon, eventually};
 use crate::faulty::{CLOSING, Fault, FaultyDisk};
@@ -59,5 +59,28 @@ fn whoever_asks_and_becomes_another_program_that_hangs_keeps_nobody_waiting() {
     disk.heals();
     drop(hostile.kill());
     drop(hostile.wait());
+    daemon.stop();
+}
+
+#[test]
+fn files_that_are_cut_and_removed_at_once_are_not_waited_for() {
+    const FILES: u64 = 3000;
+    let Some(_) = testing::root() else { return };
+    let scratch = ScratchMount::new(FsKind::Ext4, 128 << 20).unwrap();
+    let daemon = Daemon::start("enforce", &[scratch.path()]);
+    let files: Vec<_> = (0..FILES).map(|number| scratch.path().join(number.to_string())).collect();
+    for path in &files {
+        fs::write(path, b"content").unwrap();
+    }
+    let settled = eventually(|| (daemon.status()["remembered"]["written"] == 0).then_some(()));
+    assert!(settled.is_some(), "{}", daemon.status());
+    daemon.ask(r#"{"command":"release"}"#);
+    let recalled = daemon.status()["remembered"]["recall"].as_u64().unwrap();
+    assert!(recalled > FILES / 2, "{recalled} are in the second memory");
+    // Each is looked for, but some are gone when their turn comes.
+    let script = "for (@ARGV) { truncate($_, 3) or die; unlink($_) or die }";
+    assert!(Command::new("perl").args(["-e", script]).args(&files).status().unwrap().success());
+    let forgotten = eventually(|| (daemon.status()["journal"]["writing"] == 0).then_some(()));
+    assert!(forgotten.is_some(), "nobody writes any more: {}", daemon.status());
     daemon.stop();
 }
