@@ -1,7 +1,7 @@
 //! `xtask soak`: real tools at work in a guarded file system for a long time, beside a file system that nobody guards.
 //!
 //! Cargo compiles a crate of ours with all it depends on, git commits, clones and checks out, sqlite writes, packages are
-//! built and unpacked, and a log is rotated. Nobody may be refused, the guard's memory must stay within bounds, and opening a
+//! built, downloaded and unpacked, and a log is rotated. Nobody may be refused, the guard's memory must stay within bounds, and opening a
 //! known file may never take long: [`probe`] says when that counts. At the end the guard is stopped, and killed as
 //! systemd does with a service that gives no sign of life: whoever waited must go on, and the next guard must guard.
 

@@ -24,7 +24,7 @@ pub(super) struct Tool {
 }
 
 /// All of them. `$SOURCES` is this repository.
-pub(super) const ALL: [Tool; 5] = [
+pub(super) const ALL: [Tool; 6] = [
     Tool {
         name: "cargo",
         needs: "cargo",
@@ -73,6 +73,20 @@ for mode in ("delete", "wal", "truncate"):
             dpkg-deb --build tree soak.deb >/dev/null; dpkg -x soak.deb out; out/usr/share/soak/program
             for deb in /var/cache/apt/archives/*.deb; do test ! -e "$deb" || dpkg -x "$deb" out; done
             diff -r tree/usr out/usr"#,
+    },
+    Tool {
+        name: "apt",
+        needs: "apt-get",
+        // Without a network it fails everywhere, which is not the guard's fault; twice a minute is enough for the mirrors.
+        script: r#"fetch() {
+                mkdir -p "$1/archives/partial"
+                apt-get -qq -y -o Dir::Cache="$1" -o APT::Sandbox::User=root -o Debug::NoLocking=1 \
+                    --download-only --reinstall install sed hello
+            }
+            rm -rf cache out beside; beside=$(mktemp -d); trap 'rm -rf "$beside"' EXIT
+            if ! fetch "$PWD/cache"; then ! fetch "$beside" || exit 1; sleep 30; exit 0; fi
+            for deb in cache/archives/*.deb; do dpkg --contents "$deb" >/dev/null; dpkg -x "$deb" out; done
+            test "$(echo guarded | out/bin/sed s/guarded/unpacked/)" = unpacked; out/usr/bin/hello >/dev/null; sleep 20"#,
     },
     Tool {
         name: "log rotation",
