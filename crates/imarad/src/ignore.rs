@@ -32,7 +32,7 @@ use crate::revisit::{Found, Purpose};
 use crate::serve::Guard;
 use crate::traces::Traces;
 
-/// A file that was opened for writing is not ignored for at least this long, and at most twice as long.
+/// A file with something in it that was opened for writing is not ignored for at least this long, and at most twice as long.
 const LATELY: Duration = Duration::from_secs(300);
 
 /// Files that are remembered to have been found at most.
@@ -53,8 +53,8 @@ pub(crate) struct Ignoring {
     /// Those of them that have been found after a change, and that the kernel has not been left since. Whoever changes
     /// such a file again and again costs nothing more.
     found: HashSet<FileHandle>,
-    /// Files that were opened for writing lately, and before that: who writes to them again may do so with `O_NONBLOCK`,
-    /// and would be sent away by the lease of a file that is ignored.
+    /// Files with something in them that were opened for writing lately, and before that: who writes to them again may do
+    /// so with `O_NONBLOCK`, and would be sent away by the lease of a file that is ignored.
     written: [Traces; 2],
     turned: Instant,
     /// Whether the kernel can do it (Linux 5.19).
@@ -91,7 +91,7 @@ impl Ignoring {
         self.possible
     }
 
-    /// Somebody may be writing to this file.
+    /// Somebody may be writing to this file, which had something in it before.
     pub(crate) fn note_writer(&mut self, key: &Key) {
         let now = Instant::now();
         let [lately, before] = &mut self.written;

@@ -165,7 +165,10 @@ impl Guard {
     /// in the file as long as he has not written.
     pub(crate) fn now_written(&mut self, key: Key, good: bool, before: Option<Look>, file: Option<LateFd>) {
         self.recall.forget(&key);
-        self.ignoring.note_writer(&key);
+        // What is made is mostly written once and read many times; what had something in it will be written again.
+        if before.as_ref().is_none_or(|look| look.sighting.size() > 0) {
+            self.ignoring.note_writer(&key);
+        }
         if let Some(file) = &file {
             self.heed_unasked(&key, file.as_fd());
             // That he writes is expected. That there was no mark, or no memory for its end, does not matter.

@@ -78,6 +78,27 @@ fn libc_again() -> i32 {
 }
 
 #[test]
+fn a_file_that_was_just_made_is_left_to_the_kernel_and_one_that_is_written_again_is_not() {
+    let Some(_) = testing::root() else { return };
+    for kind in [FsKind::Ext4, FsKind::Tmpfs] {
+        let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
+        let daemon = Daemon::start("enforce", &[scratch.path()]);
+        let path = scratch.path().join("made");
+        std::fs::write(&path, b"content").unwrap();
+        left_to_the_kernel(&daemon, &path);
+        // He breaks the lease, and is followed.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b" and more").unwrap();
+        label_becomes(&path, b"content and more");
+        let before = counter(&daemon, "counters", "ignored_known");
+        for _ in 0..5 {
+            files::read(&path).unwrap();
+        }
+        assert_eq!(counter(&daemon, "counters", "ignored_known"), before, "{kind:?}");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn a_file_that_is_cut_by_a_reader_is_labelled_at_once_where_the_kernel_answers() {
     let Some(_) = testing::root() else { return };
     for kind in FsKind::ALL {
