@@ -28,6 +28,10 @@ pub(crate) struct Ask {
     pub(crate) opener: Option<Opener>,
     /// Whether what is known of the file comes from the second memory.
     pub(crate) recalled: bool,
+    /// Whether what was found in the file is from before anybody wrote to it.
+    pub(crate) before_writers: bool,
+    /// Whether it [vouches](crate::serve::Guard::vouches) for a writer.
+    pub(crate) vouched: bool,
     /// Whether the journal has been waited for on its behalf.
     pub(crate) noted: bool,
     /// How often it was hashed in vain, because it changed.
@@ -47,6 +51,8 @@ impl Ask {
             hold: Hold::Nothing,
             opener,
             recalled: false,
+            before_writers: false,
+            vouched: false,
             noted: false,
             tries: 0,
             patience: PATIENCE,

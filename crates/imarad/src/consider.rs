@@ -44,6 +44,7 @@ impl Guard {
             busy.waiting.push_back(ask);
             return;
         }
+        (ask.recalled, ask.before_writers, ask.vouched) = (false, false, false);
         self.take_lease(&mut ask);
         if self.inodes.written(&key).is_some() {
             return self.consider_written(ask, key);
@@ -101,6 +102,7 @@ impl Guard {
         match seen {
             Some(look) => {
                 self.counters.known_hits += 1;
+                ask.before_writers = true;
                 self.judge(ask, look);
             }
             None => self.look(ask),

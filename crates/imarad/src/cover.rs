@@ -56,7 +56,7 @@ impl Guard {
             return Some((ask, outcome, look));
         }
         // What he does not vouch for would be given a label after a power cut.
-        if !self.vouches(&ask, &look) {
+        if !self.vouches(&mut ask, &look) {
             return Some((ask, outcome, look));
         }
         let waits = self.journal.waits_for(&look.label);

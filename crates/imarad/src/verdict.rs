@@ -47,6 +47,14 @@ impl Guard {
                     return self.judge(ask, look);
                 }
             }
+            // He may be about to cut it by name, and does not ask: what was found before him is what counts.
+            Recalled::Same if ask.hold == Hold::Writer && self.follows_all_writers(&ask.facts) => {
+                if let Some(look) = self.recall.take(&ask.key()) {
+                    (ask.recalled, ask.before_writers) = (true, true);
+                    self.counters.recalled += 1;
+                    return self.judge(ask, look);
+                }
+            }
             Recalled::Same => {}
             Recalled::Followed => return self.look_changed(ask),
             Recalled::Changed => self.recall.forget(&ask.key()),
@@ -188,10 +196,10 @@ impl Guard {
 
     /// Answers, then logs, then remembers. `repaired`: whether a repair that was due could be made.
     pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
-        let Some((ask, outcome, look)) = self.cover_first(ask, outcome, look, repaired) else { return };
+        let Some((mut ask, outcome, look)) = self.cover_first(ask, outcome, look, repaired) else { return };
         let good = outcome.good(repaired == Some(true));
         let asker = outcome.complaint.map(|_| ask.asker());
-        let vouches = ask.hold == Hold::Writer && self.vouches(&ask, &look);
+        let vouches = ask.hold == Hold::Writer && self.vouches(&mut ask, &look);
         let (key, hold, facts, recalled, opener) = (ask.key(), ask.hold, ask.facts, ask.recalled, ask.opener);
         let (allowed, answered) = match outcome.verdict {
             Verdict::Allow(pass) => (true, ask.pending.allow(pass)),
@@ -230,16 +238,20 @@ impl Guard {
     }
 
     /// Whether a file that this one finds good while somebody has it open for writing was good before that. It was where all
-    /// writers are judged; else this one has to be the writer. (It may have been given away since he came.)
-    pub(crate) fn vouches(&mut self, ask: &Ask, look: &Look) -> bool {
+    /// writers are judged, if it is still what was looked at or was good before it had a writer; else this one has to be the
+    /// writer. (It may have been given away since he came.)
+    ///
+    /// While he waits for the journal, the file may be changed: whoever vouched before that still does.
+    pub(crate) fn vouches(&mut self, ask: &mut Ask, look: &Look) -> bool {
         let Ok(now) = file::facts(ask.file()) else { return false };
         let writers = self.filesystems.foresee(&self.policy, &now).writers;
-        let writes = || self.may_write(&ask.pending) != Some(false);
-        match writers {
-            Writers::All => look.sighting.looks_like(&now) || writes(),
-            Writers::Some => writes(),
+        let vouched = || ask.vouched || self.may_write(&ask.pending) != Some(false);
+        ask.vouched = match writers {
+            Writers::All => ask.before_writers || look.sighting.looks_like(&now) || vouched(),
+            Writers::Some => vouched(),
             Writers::None => false,
-        }
+        };
+        ask.vouched
     }
 
     /// Whether the second memory will do for a file that was found so.

@@ -126,12 +126,12 @@ fn whoever_reads_a_file_at_the_moment_in_which_it_is_cut_is_not_refused() {
     let Some(_) = testing::root() else { return };
     for kind in FsKind::ALL {
         let scratch = ScratchMount::new(kind, kind_size(kind)).unwrap();
-        let paths: Vec<PathBuf> = (0..60).map(|number| scratch.path().join(number.to_string())).collect();
+        let paths: Vec<PathBuf> = (0..120).map(|number| scratch.path().join(number.to_string())).collect();
         paths.iter().for_each(|path| files::make(path, &[9; 20_000]));
         let daemon = Daemon::start("enforce", &[scratch.path()]);
-        for path in &paths {
-            // Known, recalled, or left to the kernel.
-            for _ in 0..paths.len() % 3 + 1 {
+        for (number, path) in paths.iter().enumerate() {
+            // Recalled, known, or left to the kernel.
+            for _ in 0..number % 3 + 1 {
                 files::read(path).unwrap();
             }
             let over = AtomicBool::new(false);
@@ -152,8 +152,8 @@ fn whoever_reads_a_file_at_the_moment_in_which_it_is_cut_is_not_refused() {
                     reader.join().unwrap().unwrap_or_else(|error| panic!("{kind:?} {}: {error}", path.display()));
                 }
             });
-            label_becomes(path, b"");
         }
+        paths.iter().for_each(|path| label_becomes(path, b""));
         daemon.stop();
     }
 }
