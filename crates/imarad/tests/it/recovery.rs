@@ -57,6 +57,15 @@ impl Machine {
         let unmounted =
             eventually(|| Command::new("umount").arg(&self.point).output().unwrap().status.success().then_some(()));
         assert!(unmounted.is_some(), "{}", self.point.display());
+        // As long as the kernel has not let go of it, neither XFS nor btrfs takes a copy of it for another one.
+        assert!(eventually(|| self.is_gone().then_some(())).is_some(), "{}", self.host.path().display());
+    }
+
+    /// Whether no loop device has any of the disks.
+    fn is_gone(&self) -> bool {
+        let devices = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().path().join("loop/backing_file"));
+        let mut disks = devices.filter_map(|path| fs::read_to_string(path).ok());
+        !disks.any(|disk| Path::new(disk.trim_end()).starts_with(self.host.path()))
     }
 
     /// Pulls the plug: what is on the disk now goes to another one.
