@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::content::{Leases, Opened};
 use crate::rules::{self, Asked, FileSystems, RuledOut, Rules};
 use crate::screen::Screen;
-use crate::walk::{Directory, Entry, Found, Visitor, Walk};
+use crate::walk::{self, Directory, Entry, Found, Visitor};
 use crate::words::{self, JsonPath};
 use crate::{Ended, why};
 
@@ -62,15 +62,8 @@ pub(crate) struct Arguments {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
-    /// Number of threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    jobs: Option<u16>,
-    /// Stay on the file system of each PATH; its btrfs subvolumes and other mounts of it below are part of it
-    #[arg(short = 'x', long)]
-    one_file_system: bool,
-    /// Files, and directories with everything below
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    walk: walk::Tree,
 }
 
 /// Labels files.
@@ -88,8 +81,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
         dry_run: arguments.dry_run,
         json: arguments.json,
     };
-    let walk = Walk::new(&arguments.paths, arguments.one_file_system, arguments.jobs.map(usize::from))?;
-    labelling.screen.expect(&arguments.paths);
+    let walk = arguments.walk.walk()?;
+    labelling.screen.expect(&arguments.walk.paths);
     let mut barren = Vec::new();
     labelling.screen.during(|| barren = walk.run(&labelling));
     for barren in &barren {

@@ -1,7 +1,7 @@
 //! `imara verify`: judges each file as a guarded open in mode `enforce` would, and lists those that fail.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::content::{ContentError, Leases, Opened};
 use crate::rules::{self, Access, FileSystems, RuledOut, Rules};
 use crate::screen::{self, Screen};
-use crate::walk::{Directory, Entry, Found, Visitor, Walk};
+use crate::walk::{self, Directory, Entry, Found, Visitor};
 use crate::words::{self, JsonPath, shown};
 use crate::{Ended, why};
 
@@ -56,15 +56,8 @@ pub(crate) struct Arguments {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
-    /// Number of threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    jobs: Option<u16>,
-    /// Stay on the file system of each PATH; its btrfs subvolumes and other mounts of it below are part of it
-    #[arg(short = 'x', long)]
-    one_file_system: bool,
-    /// Files, and directories with everything below
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    walk: walk::Tree,
 }
 
 /// Verifies files.
@@ -79,8 +72,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Ended> {
         json: arguments.json,
         colours: screen::colours(),
     };
-    let walk = Walk::new(&arguments.paths, arguments.one_file_system, arguments.jobs.map(usize::from))?;
-    verifying.screen.expect(&arguments.paths);
+    let walk = arguments.walk.walk()?;
+    verifying.screen.expect(&arguments.walk.paths);
     let mut barren = Vec::new();
     verifying.screen.during(|| barren = walk.run(&verifying));
     for barren in &barren {

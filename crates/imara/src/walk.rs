@@ -30,6 +30,27 @@ const BATCH: usize = 32;
 /// Bytes that have to be left for the threads that are there before one more is started.
 const SPARE: usize = 32 << 20;
 
+/// What is walked, and by how many.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tree {
+    /// Number of threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// Stay on the file system of each PATH; its btrfs subvolumes and other mounts of it below are part of it
+    #[arg(short = 'x', long)]
+    one_file_system: bool,
+    /// Files, and directories with everything below
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+impl Tree {
+    /// The walk that was asked for.
+    pub(crate) fn walk(&self) -> anyhow::Result<Walk> {
+        Walk::new(&self.paths, self.one_file_system, self.jobs.map(usize::from))
+    }
+}
+
 /// An open directory.
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -155,7 +176,7 @@ pub(crate) struct Barren {
 impl Walk {
     /// Looks at every path first: one that is missing is an error before anything is done. A symbolic link is followed,
     /// as `find -H` does.
-    pub(crate) fn new(paths: &[PathBuf], one_file_system: bool, jobs: Option<usize>) -> anyhow::Result<Self> {
+    fn new(paths: &[PathBuf], one_file_system: bool, jobs: Option<usize>) -> anyhow::Result<Self> {
         // Directories that wait hold their parents open.
         let _ = imara_linux::limits::raise_open_files();
         let here = Directory {
