@@ -20,6 +20,9 @@ pub(crate) const MEASURED: &str =
 pub(crate) const READ: &str = "exec 9<$f; exec 9<&-";
 pub(crate) const WRITE: &str = "exec 8>>$f; exec 8>&-";
 
+/// What a shell does that is told what to do.
+const SHELL: &str = "while read -r line; do eval \"$line\"; echo done; done";
+
 /// A process that opens and closes `$f` as it is told. Our own descriptors would not do: the children that other tests
 /// fork have them open for a moment too.
 pub(crate) struct Opener {
@@ -31,14 +34,14 @@ pub(crate) struct Opener {
 impl Opener {
     /// A shell.
     pub(crate) fn shell(path: &Path) -> Self {
-        Self::start(Command::new("sh").args(["-c", "while read -r line; do eval \"$line\"; echo done; done"]), path)
+        Self::start(Command::new("sh").args(["-c", SHELL]), path)
     }
 
     /// The same with another user.
     fn of_user(uid: u32, path: &Path) -> Self {
         let mut command = Command::new("setpriv");
         command.arg(format!("--reuid={uid}")).arg("--clear-groups");
-        Self::start(command.args(["sh", "-c", "while read -r line; do eval \"$line\"; echo done; done"]), path)
+        Self::start(command.args(["sh", "-c", SHELL]), path)
     }
 
     /// A Perl, which can make calls that nobody has a name for.
@@ -105,13 +108,19 @@ fn file(scratch: &ScratchMount, name: &str) -> PathBuf {
     path
 }
 
+/// A good file, a guard, and a shell that opens the file as it is told.
+fn watched(mode: &str, policy: &str, scratch: &ScratchMount) -> (PathBuf, Daemon, Opener) {
+    let path = file(scratch, "file");
+    let daemon = start(mode, policy, scratch);
+    let opener = Opener::shell(&path);
+    (path, daemon, opener)
+}
+
 #[test]
 fn whoever_opens_for_writing_what_somebody_reads_violates_its_measurement_once() {
     let Some(_) = testing::root() else { return };
     testing::on_each(|scratch| {
-        let path = file(scratch, "file");
-        let daemon = start("enforce", MEASURED, scratch);
-        let mut opener = Opener::shell(&path);
+        let (path, daemon, mut opener) = watched("enforce", MEASURED, scratch);
         for (what, expected, why) in [
             ("exec 3<$f", 0, "measured"),
             (WRITE, 1, "while somebody reads it"),
@@ -137,9 +146,7 @@ fn whoever_opens_for_writing_what_somebody_reads_violates_its_measurement_once()
 fn whoever_is_measured_while_somebody_writes_is_a_violation_once_until_the_last_writer_closes() {
     let Some(_) = testing::root() else { return };
     testing::on_each(|scratch| {
-        let path = file(scratch, "file");
-        let daemon = start("enforce", MEASURED, scratch);
-        let mut opener = Opener::shell(&path);
+        let (_, daemon, mut opener) = watched("enforce", MEASURED, scratch);
         for (what, expected, why) in [
             ("exec 3>>$f; exec 4>>$f", 0, "nobody is measured"),
             (READ, 1, "while two write"),
@@ -212,9 +219,7 @@ fn without_a_rule_that_measures_the_file_there_is_nothing_to_violate() {
         "measure func=FILE_CHECK mask=MAY_READ uid=4321\nappraise fowner=0\n",
     ] {
         let scratch = ext4();
-        let path = file(&scratch, "file");
-        let daemon = start("enforce", policy, &scratch);
-        let mut opener = Opener::shell(&path);
+        let (_, daemon, mut opener) = watched("enforce", policy, &scratch);
         for _ in 0..3 {
             opener.does("exec 3<$f; exec 4>>$f; exec 5<$f; exec 3<&- 4>&- 5<&-");
         }
@@ -288,9 +293,7 @@ fn what_is_known_and_good_is_still_asked_about_if_it_is_measured() {
 fn what_is_only_measured_is_watched_too() {
     let Some(_) = testing::root() else { return };
     let scratch = ext4();
-    let path = file(&scratch, "file");
-    let daemon = start("enforce", "measure func=FILE_CHECK mask=MAY_READ\n", &scratch);
-    let mut opener = Opener::shell(&path);
+    let (_, daemon, mut opener) = watched("enforce", "measure func=FILE_CHECK mask=MAY_READ\n", &scratch);
     for expected in 1..4 {
         opener.does("exec 3<$f; exec 4>>$f");
         assert_eq!(counted(&daemon), [expected, expected - 1]);
@@ -379,9 +382,7 @@ fn what_a_kernel_said_is_said_here_too() {
 fn many_violations_are_counted_and_keep_nobody_waiting() {
     let Some(_) = testing::root() else { return };
     let scratch = ext4();
-    let path = file(&scratch, "file");
-    let daemon = start("enforce", MEASURED, &scratch);
-    let mut opener = Opener::shell(&path);
+    let (_, daemon, mut opener) = watched("enforce", MEASURED, &scratch);
     opener.does("i=0; while [ $i -lt 500 ]; do exec 3<$f; exec 4>>$f; exec 3<&- 4>&-; i=$((i + 1)); done");
     opener.ends();
     assert_eq!((counted(&daemon), said(&daemon).len()), ([500, 0], 500));
