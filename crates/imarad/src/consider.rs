@@ -42,6 +42,7 @@ impl Guard {
                 return self.fail(ask, failure, "an earlier attempt still hangs");
             }
             busy.waiting.push_back(ask);
+            self.pool.hasten(busy.serial);
             return;
         }
         (ask.recalled, ask.before_writers, ask.vouched) = (false, false, false);

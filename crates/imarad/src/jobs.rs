@@ -41,6 +41,7 @@ impl Guard {
         let (owner, size) = file::facts(file.as_fd()).map_or((Uid(0), 0), |facts| (facts.owner, facts.size));
         let file_system = self.filesystems.number(key.device());
         let progress = Arc::new(AtomicU64::new(0));
+        let awaited = !matches!(task, Task::Renew(Renewing::For(_)));
         let mount = self.filesystems.private(key.device());
         let busy = Busy {
             task: Some(task),
@@ -62,7 +63,8 @@ impl Guard {
         self.inodes.occupy(key, busy);
         let cover = if matches!(work, Work::Renew(_)) { self.covered(key, file_system) } else { None };
         let order = Order { work, times, cover };
-        self.pool.submit(Job { key, serial, owner, file_system, size, file, mount: own, order, progress });
+        let mount = own;
+        self.pool.submit(Job { key, serial, owner, file_system, size, file, mount, order, progress, awaited });
     }
 
     fn covered(&self, key: Key, file_system: usize) -> Option<Covered> {

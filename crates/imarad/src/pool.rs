@@ -38,6 +38,9 @@ const PER_OWNER: usize = 32;
 
 const ROOT: Uid = Uid(0);
 
+/// One in so many jobs is taken in turn, whether anybody waits for it or not: labels are to follow, however many ask.
+const OTHERS: usize = 4;
+
 /// How long a worker waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -57,6 +60,8 @@ pub(crate) struct Job {
     pub(crate) mount: Option<RawFd>,
     pub(crate) order: Order,
     pub(crate) progress: Arc<AtomicU64>,
+    /// Whether somebody waits for it.
+    pub(crate) awaited: bool,
 }
 
 /// What a job takes part of, each of which is limited.
@@ -139,13 +144,20 @@ struct State {
     shares: HashMap<Share, usize>,
     idle: usize,
     workers: usize,
+    /// Jobs begun so far.
+    begun: usize,
 }
 
 impl State {
-    /// The first job that may begin now.
+    /// The job that is to begin now: one that somebody waits for, if there is any; but one of [`OTHERS`] is the next in line.
     fn take(&mut self) -> Option<Job> {
         let free = |share: &Share| self.shares.get(share).copied().unwrap_or(0) < share.limit();
-        let at = self.queue.iter().position(|job| job.shares().iter().all(free))?;
+        let may_begin = |job: &Job| job.shares().iter().all(free);
+        let next_in_line = || self.queue.iter().position(may_begin);
+        let awaited = || self.queue.iter().position(|job| job.awaited && may_begin(job));
+        let in_line = self.begun.is_multiple_of(OTHERS);
+        let at = if in_line { next_in_line() } else { awaited().or_else(next_in_line) }?;
+        self.begun = self.begun.wrapping_add(1);
         let job = self.queue.remove(at)?;
         for share in job.shares() {
             *self.shares.entry(share).or_default() += 1;
@@ -186,6 +198,14 @@ impl Pool {
             self.apart.start("worker", move || place.0.serve());
         }
         self.shared.work.notify_one();
+    }
+
+    /// Somebody waits for this job from now on. Nothing happens if it has begun.
+    pub(crate) fn hasten(&self, serial: u64) {
+        let mut state = self.shared.lock();
+        if let Some(job) = state.queue.iter_mut().find(|job| job.serial == serial) {
+            job.awaited = true;
+        }
     }
 
     /// A report that has come in, if any.
@@ -281,9 +301,37 @@ mod tests {
         for _ in 0..count {
             let order = Order { work, times: Times::Coarse, cover: None };
             let (file, mount, progress) = (-1, None, Arc::default());
-            state.queue.push_back(Job { key, serial: 0, owner, file_system, size, file, mount, order, progress });
+            let awaited = false;
+            state.queue.push_back(Job {
+                key,
+                serial: 0,
+                owner,
+                file_system,
+                size,
+                file,
+                mount,
+                order,
+                progress,
+                awaited,
+            });
         }
         std::iter::from_fn(|| state.take()).count()
+    }
+
+    #[test]
+    fn who_waits_for_a_job_does_not_wait_for_those_for_which_nobody_does() {
+        let settings = Settings { mode: Mode::Enforce, hash: HashAlgorithm::Sha256 };
+        let mut state = State::default();
+        // One owner's jobs, of which none may begin: his share is taken.
+        state.shares.insert(Share::Owner(Uid(1)), PER_OWNER);
+        assert_eq!(begun(&mut state, 1, Uid(1), 1, Work::Renew(settings), 3), 0);
+        for (number, job) in state.queue.iter_mut().enumerate() {
+            job.serial = u64::try_from(number).unwrap();
+        }
+        state.shares.clear();
+        state.queue[2].awaited = true;
+        state.begun = 1;
+        assert_eq!(std::iter::from_fn(|| state.take()).map(|job| job.serial).collect::<Vec<_>>(), [2, 0, 1]);
     }
 
     #[test]

@@ -75,6 +75,7 @@ impl Guard {
         self.counters.lease_breaks += 1;
         if let Some(busy) = self.inodes.busy_mut(&key) {
             busy.broken.get_or_insert(since);
+            self.pool.hasten(busy.serial);
             return;
         }
         // Dropped, the lease is given back and all is forgotten.
