@@ -203,6 +203,50 @@ fn the_disk_does_not_give_the_content() {
 }
 
 #[test]
+fn there_is_no_memory_to_read_the_content() {
+    let Some(_) = testing::root() else { return };
+    let word = "content-unreadable";
+    for mode in MODES {
+        let scratch = ext4();
+        let (good, _) = good_and_bad(scratch.path());
+        let faults = Faults::new();
+        faults.begin("no-memory");
+        let daemon = faults.daemon(mode, scratch.path(), Log::Read);
+        assert_eq!(error_of(File::open(&good)), promised(word, mode), "{mode}");
+        assert_eq!(told_with_record(&daemon, word, mode), 1);
+        let line = format!("imarad: {word}: {}: ", good.display());
+        assert!(daemon.says(&line).contains("Cannot allocate memory"));
+        daemon.stop();
+    }
+}
+
+/// No row of the table: what cannot be read is judged as the kernel does.
+#[test]
+fn the_disk_does_not_give_the_label() {
+    let Some(_) = testing::root() else { return };
+    for mode in MODES {
+        // Inodes without room for labels, which then have a block of their own.
+        let mut disk = FaultyDisk::with(FsKind::Ext4, 64 << 20, &["-I", "128"], |_| {});
+        let path = disk.path().join("file");
+        files::make(&path, b"content");
+        sync(disk.path());
+        let place = disk.place_of_label(&path);
+        disk.becomes(Fault::Unreadable, place);
+        disk.cycle();
+        let daemon = Daemon::start(mode, &[disk.path()]);
+        let (expected, action) =
+            if mode == "enforce" { (REFUSED, "action=denied") } else { (Some(0), "action=allowed") };
+        assert_eq!(error_of(File::open(&path)), expected, "{mode}");
+        let told = eventually(|| daemon.lines().into_iter().find(|line| line.contains("cause=unknown")));
+        let record = told.unwrap_or_else(|| panic!("{mode}: {} {:#?}", daemon.status(), daemon.lines()));
+        assert!(record.ends_with(action), "{mode}: {record}");
+        disk.heals();
+        assert_eq!(error_of(files::read(&path)), Some(0), "{mode}: it is asked for again");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn the_content_changes_each_time_it_is_read() {
     let Some(_) = testing::root() else { return };
     let word = "content-changing";

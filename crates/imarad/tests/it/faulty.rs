@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -158,6 +158,16 @@ impl FaultyDisk {
         places
     }
 
+    /// Where the extended attributes of a file are on the disk, if they have a block of their own.
+    pub(crate) fn place_of_label(&self, file: &Path) -> Range<u64> {
+        let inode = fs::metadata(file).unwrap().ino();
+        let shown = run(Command::new("debugfs").args(["-R", &format!("stat <{inode}>")]).arg(&self.device));
+        let (_, rest) = shown.split_once("File ACL: ").unwrap_or_else(|| panic!("{shown}"));
+        let block: u64 = rest.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(block > 0, "{shown}");
+        block * 4096..(block + 1) * 4096
+    }
+
     /// Gives the content of a file a fault.
     pub(crate) fn content_becomes(&mut self, fault: Fault, file: &Path) {
         for part in self.place_of(file) {
@@ -168,6 +178,8 @@ impl FaultyDisk {
     /// Unmounts and mounts again: nothing of it is in memory any more.
     pub(crate) fn cycle(&mut self) {
         assert!(eventually(|| self.unmount().then_some(())).is_some());
+        // Whoever looks at all loop devices meanwhile keeps in memory what has been read of this one.
+        run(Command::new("blockdev").arg("--flushbufs").arg(&self.device));
         self.mount();
     }
 
