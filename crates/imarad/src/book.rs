@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imara_integrity::host_key::MacKey;
-use imara_integrity::journal::{End, HANDLE_LENGTH, Incarnation, Journal, Record, Seal, Sealed, Writer};
+use imara_integrity::journal::{End, HANDLE_LENGTH, Incarnation, Journal, LONGEST_PATH, Record, Seal, Sealed, Writer};
 use imara_linux::lock::{Lock, LockError};
 use imara_linux::sync;
 
@@ -45,7 +45,9 @@ pub(crate) struct Note {
 
 impl Note {
     fn record(&self, id: u64) -> Record<'_> {
-        Record { id, handle: &self.handle, inode: self.inode, label: self.label.as_deref(), path: &self.path }
+        // It is for messages only.
+        let path = if self.path.len() > LONGEST_PATH { &[] } else { &*self.path };
+        Record { id, handle: &self.handle, inode: self.inode, label: self.label.as_deref(), path }
     }
 }
 

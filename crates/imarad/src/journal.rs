@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use imara_integrity::check::Outcome;
+use imara_integrity::journal::LONGEST_LABEL;
 use imara_linux::apart::{Apart, Home};
 use imara_linux::epoll::Waker;
 use imara_linux::sync;
@@ -172,6 +173,10 @@ impl Journal {
                 entry.first &= entry.at_rest.take().is_none();
                 return if entry.on_disk { Cover::Noted } else { Cover::Soon(*id) };
             }
+        }
+        if label.as_ref().is_some_and(|label| label.len() > LONGEST_LABEL) {
+            // It must not hinder those that are noted together with it.
+            return Cover::Failed("its label is too long");
         }
         if scribe.is_stuck() {
             return Cover::Failed("its disk does not answer");

@@ -84,3 +84,20 @@ fn files_that_are_cut_and_removed_at_once_are_not_waited_for() {
     assert!(forgotten.is_some(), "nobody writes any more: {}", daemon.status());
     daemon.stop();
 }
+
+#[test]
+fn a_label_that_is_too_long_for_the_journal_keeps_no_other_file_out_of_it() {
+    let Some(_) = testing::root() else { return };
+    // ext4 keeps no such labels.
+    let scratch = ScratchMount::new(FsKind::Xfs, 300 << 20).unwrap();
+    let (long, other) = (scratch.path().join("long"), scratch.path().join("other"));
+    files::make(&long, b"content");
+    files::set_label(&long, &[files::label_of(b"content"), vec![0; 5000]].concat());
+    files::make(&other, b"content");
+    let daemon = Daemon::start("enforce", &[scratch.path()]);
+    let _open = [files::open_to_change(&long).unwrap(), files::open_to_change(&other).unwrap()];
+    let status = daemon.status();
+    let noted = (&status["journal"]["writing"], &status["failures"]["journal-not-written"]);
+    assert_eq!(noted, (&1.into(), &1.into()), "{status}");
+    daemon.stop();
+}
