@@ -3,7 +3,7 @@
 //! Two kinds of files are ignored, and only where the answer is the same whoever opens the file, and how:
 //!
 //! * **known** ones, which are what their label says, under our lease. A writer has to break the lease, and before it is
-//!   given back the kernel asks again ([`LateFd::release`] sees to the order);
+//!   given back the kernel asks again ([`release`](crate::closer::LateFd::release) sees to the order);
 //! * **unasked** ones, of which no rule asks anything. Nothing of theirs is held.
 //!
 //! What does not break a lease (a change of owner, mode, label or number of links) we hear of afterwards, from a group of

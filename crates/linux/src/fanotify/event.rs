@@ -14,7 +14,7 @@ use crate::sys::RawEvents;
 /// Events that [`EventBuffer::default`] has room for.
 const EVENTS_PER_READ: usize = 200;
 
-/// Memory for one read of a [`PermissionGroup`]; make one and use it again.
+/// Memory for one read of a [`PermissionGroup`](super::PermissionGroup); make one and use it again.
 #[derive(Debug)]
 pub struct EventBuffer {
     pub(super) raw: RawEvents,
@@ -79,7 +79,7 @@ impl Drop for Events<'_> {
     }
 }
 
-/// One event of a [`PermissionGroup`].
+/// One event of a [`PermissionGroup`](super::PermissionGroup).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -134,7 +134,7 @@ pub struct Answered {
     /// The file, still open, together with any lease taken on it.
     pub file: OwnedFd,
     /// An error if the answer could not be written; the opener may then be waiting still. Fine after
-    /// [`PermissionGroup::close`], which has let everybody pass.
+    /// [`PermissionGroup::close`](super::PermissionGroup::close), which has let everybody pass.
     pub sent: Result<(), FanotifyError>,
     /// From the moment when the event was read until the answer. How long it had waited to be read is not known.
     pub waited: Duration,
