@@ -33,10 +33,10 @@ race: ## race with the guard on each file system, a million opens each (root; a 
 	$(CARGO) build --release --workspace
 	@$(CARGO) run --quiet --release --package xtask -- race --opens 1000000
 
-race-broken: ## race with three guards that are broken on purpose; fails if one of them is not found out (root; some minutes)
+race-broken: ## race with three guards that are broken on purpose, and with ours; fails if one of them is not found out, or ours is (root; some minutes)
 	@scripts/setup test
 	$(CARGO) build --package imarad
-	@$(XTASK) race --broken --seconds 20 --scene reads,follow
+	@$(XTASK) race --broken --seconds 60 --scene reads,owners,follow
 
 soak: ## real tools in a guarded file system for a quarter of an hour, and a guard that stands still (root)
 	@scripts/setup test

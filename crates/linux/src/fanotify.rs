@@ -186,11 +186,13 @@ impl PermissionGroup {
     /// until it is changed by a call (`write(2)`, truncation; not by a store through a mapping), or until its inode is
     /// dropped from memory.
     ///
-    /// The mark keeps a bit of its own, `FAN_CLOSE_WRITE`, which is never taken away: a mark without any is destroyed, and
-    /// the kernel lets those pass who open the file at that moment.
+    /// The mark keeps a bit of its own, `FAN_CLOSE_WRITE`, which is never taken away: a mark without any is destroyed. Whoever
+    /// has asked about the file before that and waits for his answer keeps it in the list of the inode's marks until he has
+    /// it, and so long the kernel finds it there, dead, and lets everybody pass who opens the file, unasked. (Who finds it
+    /// there just as it is destroyed passes too, but he came while the lease was held, and could as well have come before.)
     ///
     /// Source: Linux `fs/notify/fanotify/fanotify_user.c`, `fanotify_mark_remove_from_mask()`; `fanotify.c`,
-    /// `fsnotify_prepare_user_wait()`.
+    /// `fanotify_handle_event()`; `fs/notify/mark.c`, `fsnotify_prepare_user_wait()`, `fsnotify_detach_mark()` (6.1 to 6.18).
     ///
     /// # Errors
     /// `EINVAL` before Linux 5.19, `ENOMEM`, or closed.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::options::Options;
 use crate::ci::{cargo_command, finish};
 use crate::print::print_line;
 use crate::root;
@@ -14,28 +15,36 @@ use crate::run::run;
 /// The patches. Each says in its first lines what is wrong with such a guard.
 const PATCHES: [&str; 3] = ["hash-before-lease", "mark-without-lease", "mark-destroyed-on-break"];
 
-/// Builds each broken guard and has `race` race with it, which says how much went wrong. Fails if that was nothing.
-pub(super) fn race_with_each(race: impl Fn(&Path) -> Result<u64>) -> Result<()> {
+/// Builds each broken guard and has `race` race with it until something has gone wrong, which says how much did. Fails if
+/// nothing did; or if something does with the guard as it is, which is raced with to the end.
+pub(super) fn race_with_each(options: &Options, race: impl Fn(&Options, &Path) -> Result<u64>) -> Result<()> {
     let place = root().join("target/race-broken");
+    let until_wrong = Options { until_wrong: true, ..options.clone() };
     let mut found = Vec::new();
     for name in PATCHES {
         print_line!("━━ {name}")?;
-        let imarad = build(&place, name).with_context(|| format!("cannot build {name}"))?;
-        found.push((name, race(&imarad)?));
+        let imarad = build(&place, Some(name)).with_context(|| format!("cannot build {name}"))?;
+        found.push((name, race(&until_wrong, &imarad)?));
     }
+    print_line!("━━ as it is")?;
+    let whole = race(options, &build(&place, None).context("cannot build the guard as it is")?)?;
     for (name, violations) in &found {
-        print_line!("{name}: {violations} violations")?;
+        print_line!("{name}: {}", if *violations == 0 { "NOT FOUND" } else { "found" })?;
     }
+    print_line!("as it is: {whole} violations")?;
     let missed: Vec<_> = found.iter().filter(|(_, violations)| *violations == 0).map(|(name, _)| *name).collect();
     ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
+    ensure!(whole == 0, "the guard as it is: {whole} violations");
     Ok(())
 }
 
-/// The broken guard's program.
-fn build(place: &Path, name: &str) -> Result<PathBuf> {
+/// The program of the guard that is broken by this patch, if by any.
+fn build(place: &Path, patch: Option<&str>) -> Result<PathBuf> {
     let tree = place.join("tree");
     copy_sources(&tree)?;
-    apply(&tree, name, &[])?;
+    if let Some(name) = patch {
+        apply(&tree, name, &[])?;
+    }
     let target = place.join("build");
     let build = ["build", "--quiet", "--package", "imarad"];
     finish(cargo_command().current_dir(&tree).args(build).env("CARGO_TARGET_DIR", &target))?;

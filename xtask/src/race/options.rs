@@ -70,6 +70,8 @@ pub(super) struct Options {
     pub(super) runners: usize,
     /// How long nothing is expected of the guard after a change of owner, which it hears of a little later.
     pub(super) grace: Duration,
+    /// Whether all is over as soon as something has gone wrong. (Not on the command line.)
+    pub(super) until_wrong: bool,
 }
 
 impl Default for Options {
@@ -88,6 +90,7 @@ impl Default for Options {
             probers: 1,
             runners: 1,
             grace: Duration::from_secs(30),
+            until_wrong: false,
         }
     }
 }

@@ -3,12 +3,15 @@
 //! Their labels stay as they are, since the guard has no reason to let them follow. So whoever opens a bad file must
 //! be refused, and whoever opens a good one must not.
 
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::chown;
+use std::path::Path;
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::dice::Dice;
 use super::findings::Wrong;
@@ -20,6 +23,9 @@ use super::ways::{Change, Way, untouched};
 
 /// How often a change is tried that has been begun: a program that is being executed keeps writers out for a moment.
 const TRIES: usize = 3000;
+
+/// One of so many times a bad file is not made good, but replaced by a good one.
+const REPLACED: usize = 3;
 
 /// Opens and reads until the scene is over.
 pub(super) fn read(stage: &Stage, beat: &Beat, dice: Dice) {
@@ -139,7 +145,7 @@ fn executed(stage: &Stage, file: &Subject, before: Phase, begun: Option<Result<(
 }
 
 /// Makes files bad and good until the scene is over.
-pub(super) fn write(stage: &Stage, beat: &Beat, mut dice: Dice, donor: &std::fs::File) {
+pub(super) fn write(stage: &Stage, beat: &Beat, mut dice: Dice, donor: &File) {
     while !stage.is_over() {
         let program = if dice.once_in(4) { dice.one_of(&stage.programs) } else { None };
         let Some(file) = program.or_else(|| stage.pick(&mut dice)) else { return };
@@ -154,7 +160,7 @@ pub(super) fn write(stage: &Stage, beat: &Beat, mut dice: Dice, donor: &std::fs:
 }
 
 /// Makes a good file bad, or a bad one good.
-fn toggle(stage: &Stage, file: &Subject, mut turn: MutexGuard<'_, Turn>, dice: &mut Dice, donor: &std::fs::File) {
+fn toggle(stage: &Stage, file: &Subject, mut turn: MutexGuard<'_, Turn>, dice: &mut Dice, donor: &File) {
     let Some(way) = dice.one_of(&stage.ways).copied() else { return };
     let was = match (&turn.bad, turn.lost) {
         (_, true) => State::Moving,
@@ -167,9 +173,12 @@ fn toggle(stage: &Stage, file: &Subject, mut turn: MutexGuard<'_, Turn>, dice: &
     let before = file.phase();
     file.enter(State::Moving);
     restore_label(stage, file, before);
+    if was == State::Bad && dice.once_in(REPLACED) {
+        return replace(stage, file, &mut turn);
+    }
     let change = Change { way, path, current: Some(current).filter(|_| !turn.lost), target: &target, donor, impatient };
     let changed = match stage.scene {
-        Scene::Owners => given_away(file, || made(stage, file, change)),
+        Scene::Owners => given_away(&file.path, || made(stage, file, change)),
         Scene::Reads | Scene::Follow => made(stage, file, change),
     };
     if stage.scene == Scene::Owners && matches!((&changed, was), (Ok(true), State::Good) | (Ok(false), State::Bad)) {
@@ -191,6 +200,38 @@ fn toggle(stage: &Stage, file: &Subject, mut turn: MutexGuard<'_, Turn>, dice: &
     }
 }
 
+/// Puts another file in the place of a bad one: one that is good, and that was not written to since it is judged. Only such
+/// files are left to the kernel.
+fn replace(stage: &Stage, file: &Subject, turn: &mut Turn) {
+    let new = file.path.with_extension("new");
+    let made = make(&new, file, stage.scene).and_then(|()| fs::rename(&new, &file.path));
+    if let Err(error) = made {
+        stage.findings.add(Wrong::WriterFailed, || told(file, &format!("replaced: {error}")));
+        turn.lost = true;
+        return;
+    }
+    *turn = Turn::default();
+    file.changed_by(Way::Rename);
+    stage.findings.changed(Way::Rename);
+    file.enter(State::Good);
+}
+
+/// Makes a file with the good content and its label. Where writers are judged it is somebody else's as long as it is being
+/// written, so that nobody follows him.
+fn make(path: &Path, model: &Subject, scene: Scene) -> io::Result<()> {
+    mknodat(CWD, path, FileType::RegularFile, Mode::from_raw_mode(0o755), 0)?;
+    let fill = || {
+        fs::write(path, &model.good)?;
+        write_label(path, &model.label)?;
+        Ok(true)
+    };
+    match scene {
+        Scene::Owners => given_away(path, fill),
+        Scene::Reads | Scene::Follow => fill(),
+    }
+    .map(drop)
+}
+
 /// The label of a file may have followed what it should not have followed, which would be found again and again.
 fn restore_label(stage: &Stage, file: &Subject, phase: Phase) {
     if read_label(&file.path).is_ok_and(|label| label == file.label) {
@@ -203,10 +244,10 @@ fn restore_label(stage: &Stage, file: &Subject, phase: Phase) {
 }
 
 /// Gives a file to somebody whose files nobody judges, has it changed, and takes it back.
-fn given_away(file: &Subject, change: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
-    chown(&file.path, Some(65534), None)?;
+fn given_away(path: &Path, change: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
+    chown(path, Some(65534), None)?;
     let changed = change();
-    chown(&file.path, Some(0), None)?;
+    chown(path, Some(0), None)?;
     changed
 }
 
