@@ -13,7 +13,7 @@ use imara_integrity::appraise::Cause;
 use imara_integrity::audit::{Action, Asker, Operation};
 use imara_integrity::check::{self, Complaint, Pass, Plan};
 use imara_integrity::event::{Hook, Mask};
-use imara_integrity::policy::Decision;
+use imara_integrity::policy::{Decision, Writers};
 use imara_linux::fanotify::{Answered, Pending};
 use imara_linux::file::{self, FileFacts};
 use imara_linux::lease::{self, Taken};
@@ -91,7 +91,7 @@ impl Guard {
                     // If he writes, nobody vouches for that.
                     self.recall.forget_handle(handle);
                 }
-                self.writes_unasked(&key, &pending);
+                self.writes_unasked(key, &pending, &facts);
                 let file = self.passed(pending, pass, opener);
                 // Of a file whose writers are followed it must be heard who else writes to it.
                 if !self.inodes.is_written_or_busy(&key) && !self.inodes.is_known(&key) {
@@ -157,17 +157,18 @@ impl Guard {
         }
     }
 
-    /// Somebody whom no rule asks about opens a file of which others found that it is good, and write to it: if he may
-    /// write too, they do not vouch for what is in it afterwards.
-    fn writes_unasked(&mut self, key: &Key, pending: &Pending) {
-        if !self.inodes.is_written_or_busy(key) || self.may_write(pending) == Some(false) {
+    /// Somebody whom no rule asks about opens a file of which others find that it is good, and write to it: if he may write
+    /// too, they do not vouch for what is in it afterwards.
+    fn writes_unasked(&mut self, key: Key, pending: &Pending, facts: &FileFacts) {
+        let others = self.inodes.is_written_or_busy(&key)
+            || self.filesystems.foresee(&self.policy, facts).writers == Writers::Some;
+        if !others || self.may_write(pending) == Some(false) {
             return;
         }
         match lease::take(pending.file(), self.leases.signal()) {
             Ok(Taken::Held) => drop(lease::release(pending.file())),
             Ok(Taken::Writer) | Err(_) => {
-                self.inodes.disown(key);
-                self.journal.disown(key);
+                self.stranger_writes(key, None);
             }
         }
     }

@@ -47,6 +47,10 @@ impl Guard {
         }
         (ask.recalled, ask.before_writers, ask.vouched) = (false, false, false);
         self.take_lease(&mut ask);
+        if ask.hold == Hold::Writer && self.inodes.written(&key).is_none() && self.is_unsure(&ask) && ask.patience > 0 {
+            ask.patience -= 1;
+            return self.park(ask);
+        }
         if self.inodes.written(&key).is_some() {
             return self.consider_written(ask, key);
         }

@@ -21,8 +21,11 @@ use imara_integrity::policy::{Foreseen, Writers};
 use imara_linux::fanotify::{FanotifyError, FsMask, Marked};
 use imara_linux::file::{self, FileFacts};
 use imara_linux::handle::{FileHandle, file_handle};
+use imara_linux::lease::{self, Taken};
 use imara_linux::notice::{Notice, NoticeBuffer, NoticeGroup};
 
+use crate::ask::Ask;
+use crate::closer::LateFd;
 use crate::failure::Failure;
 use crate::filesystems::Foresight;
 use crate::key::Key;
@@ -53,6 +56,9 @@ pub(crate) struct Ignoring {
     /// Those of them that have been found after a change, and that the kernel has not been left since. Whoever changes
     /// such a file again and again costs nothing more.
     found: HashSet<FileHandle>,
+    /// Files that no rule asked anything about, and that have changed since: somebody may have them open for writing whom
+    /// nobody knows, until that has been looked at.
+    unsure: HashSet<FileHandle>,
     /// Files with something in them that were opened for writing lately, and before that: who writes to them again may do
     /// so with `O_NONBLOCK`, and would be sent away by the lease of a file that is ignored.
     written: [Traces; 2],
@@ -73,6 +79,7 @@ impl Ignoring {
             buffer: NoticeBuffer::default(),
             unasked: Traces::default(),
             found: HashSet::new(),
+            unsure: HashSet::new(),
             written: <[Traces; 2]>::default(),
             turned: Instant::now(),
             possible: true,
@@ -105,13 +112,30 @@ impl Ignoring {
         }
     }
 
-    /// The kernel has been told to ask about this file.
-    fn note_found(&mut self, file: BorrowedFd<'_>) {
+    /// This file is being looked for.
+    fn note_found(&mut self, file: FileHandle) {
         if self.found.len() >= FOUND {
             // They are only looked for once more.
             self.found.clear();
         }
-        self.found.extend(file_handle(file));
+        self.found.insert(file);
+        if self.unsure.len() >= FOUND {
+            self.unsure.clear();
+        }
+        self.unsure.insert(file);
+    }
+
+    /// Somebody opens this file whom no rule asks about. Returns its handle if the file can be found again by that.
+    pub(crate) fn note_unasked(&mut self, file: BorrowedFd<'_>) -> Option<FileHandle> {
+        let handle = file_handle(file).ok()?;
+        self.unasked.insert(handle.short()?);
+        self.found.remove(&handle);
+        Some(handle)
+    }
+
+    /// Whether this file may have writers whom nobody knows, which is being looked at.
+    pub(crate) fn is_unsure(&self, file: BorrowedFd<'_>) -> bool {
+        !self.unsure.is_empty() && file_handle(file).is_ok_and(|handle| self.unsure.contains(&handle))
     }
 
     fn was_written_lately(&self, key: &Key) -> bool {
@@ -161,15 +185,15 @@ impl Guard {
     /// Leaves a file to the kernel of which no rule asks anything.
     pub(crate) fn ignore_unasked(&mut self, file: BorrowedFd<'_>, facts: &FileFacts) {
         self.see_mounts();
+        // Without a handle nobody could find it again.
+        let Some(handle) = self.ignoring.note_unasked(file) else { return };
         if facts.links == 0 || !self.filesystems.may_ignore(facts) || !self.ignoring.possible {
             return;
         }
         let Some(what) = self.ignorable(facts, |_| false) else { return };
-        // Without a handle nobody could find it again.
-        let Ok(handle) = file_handle(file) else { return };
-        let Some(short) = handle.short().filter(|short| !self.ignoring.is_among_written(*short)) else { return };
-        self.ignoring.unasked.insert(short);
-        self.ignoring.found.remove(&handle);
+        if handle.short().is_none_or(|short| self.ignoring.is_among_written(short)) {
+            return;
+        }
         if let Err(error) = self.group.ignore_inode(file, what) {
             let _ = self.group.heed_inode(file);
             return self.cannot_ignore(&error);
@@ -297,7 +321,10 @@ impl Guard {
             }
         }
         if self.ignoring.unasked.may_contain(short) && !self.ignoring.found.contains(handle) {
+            self.ignoring.note_found(*handle);
             self.revisit(*handle, Purpose::Heed);
+            // Whoever comes from then on asks.
+            self.revisit(*handle, Purpose::Strangers);
         }
     }
 
@@ -323,6 +350,7 @@ impl Guard {
     fn revisit(&mut self, handle: FileHandle, purpose: Purpose) {
         for mount in self.filesystems.private_of(handle.fsid()) {
             if !self.revisit.ask(handle, mount, purpose) {
+                self.ignoring.found.remove(&handle);
                 self.lost_a_change();
             }
         }
@@ -337,11 +365,14 @@ impl Guard {
                     let found = self.found_modified(file);
                     sought.retain(|handle| handle.short() != found);
                 }
+                Purpose::Strangers => self.look_for_strangers(file),
                 Purpose::Heed => {
                     self.ignoring.heeded += 1;
-                    match self.group.heed_path(file.as_fd()) {
-                        Ok(()) => self.ignoring.note_found(file.as_fd()),
-                        Err(error) => self.note_failure(Failure::ChangeLost, file.as_fd(), &error.to_string()),
+                    if let Err(error) = self.group.heed_path(file.as_fd()) {
+                        if let Ok(handle) = file_handle(file.as_fd()) {
+                            self.ignoring.found.remove(&handle);
+                        }
+                        self.note_failure(Failure::ChangeLost, file.as_fd(), &error.to_string());
                     }
                 }
             }
@@ -349,6 +380,43 @@ impl Guard {
         if purpose == Purpose::Renew {
             sought.iter().filter_map(FileHandle::short).for_each(|handle| self.modified_and_gone(&handle));
         }
+    }
+
+    /// Whether a file of which no rule asked anything for a while has writers, of whom nobody knows. If a rule may ask by now,
+    /// nobody vouches for them. (One who has asked meanwhile counts as one of them: they cannot be told apart.)
+    fn look_for_strangers(&mut self, mut file: LateFd) {
+        let (Ok(facts), Ok(handle)) = (file::facts(file.as_fd()), file_handle(file.as_fd())) else { return };
+        self.ignoring.unsure.remove(&handle);
+        match lease::take(file.as_fd(), self.leases.signal()) {
+            Ok(Taken::Held) => file.now_leased(),
+            Ok(Taken::Writer) if self.filesystems.foresee(&self.policy, &facts).writers == Writers::None => {
+                // He may still have it when a rule does.
+                self.ignoring.found.remove(&handle);
+            }
+            Ok(Taken::Writer) => self.stranger_writes(Key::of(file.as_fd(), &facts), Some(file)),
+            // It is no regular file, or gives no leases.
+            Err(_) => {}
+        }
+    }
+
+    /// Somebody has a file open for writing whom no rule asked about.
+    pub(crate) fn stranger_writes(&mut self, key: Key, file: Option<LateFd>) {
+        if !self.inodes.is_written_or_busy(&key) {
+            self.now_written(key, false, None, file);
+        }
+        self.inodes.disown(&key);
+        self.journal.disown(&key);
+    }
+
+    /// Whether it is just being looked at whether the file has writers whom nobody knows.
+    pub(crate) fn is_unsure(&mut self, ask: &Ask) -> bool {
+        self.hear_all_changes();
+        let unsure = self.ignoring.is_unsure(ask.file());
+        if unsure && let Ok(handle) = file_handle(ask.file()) {
+            // Unless that is under way: it could not be opened the last time.
+            self.revisit(handle, Purpose::Strangers);
+        }
+        unsure
     }
 
     /// What is known is asked about again. Files of which no rule asked anything stay as they are, because nobody knows

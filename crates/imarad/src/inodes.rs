@@ -96,6 +96,7 @@ impl Inodes {
     pub(crate) fn disown(&mut self, key: &Key) {
         if let Some(written) = self.written.get_mut(key) {
             written.writable.good = false;
+            written.stranger = true;
         }
         if let Some(busy) = self.busy.get_mut(key) {
             busy.disowned = true;

@@ -85,6 +85,7 @@ impl Guard {
         self.heed_unasked(&key, known.file.as_fd());
         let Ok(facts) = file::facts(known.file.as_fd()) else { return };
         if !self.follows_all_writers(&facts) {
+            self.ignoring.note_unasked(known.file.as_fd());
             return;
         }
         let decision = self.filesystems.decide(&self.policy, Hook::FileCheck, &[Mask::WRITE], None, &facts);
@@ -180,15 +181,19 @@ impl Guard {
         let (writable, file) = (Writable { good }, file.filter(|_| due.is_some()));
         // A file that was somebody else's before may still be his to change by name.
         let attributes = self.inodes.written(&key).is_some_and(|written| written.attributes);
+        let stranger = self.inodes.written(&key).is_some_and(|written| written.stranger);
+        let writable = Writable { good: writable.good && !stranger };
         let (complained, quiet, closed) = (false, None, false);
-        self.inodes.write(key, Written { writable, before, file, due, complained, quiet, closed, attributes });
+        self.inodes
+            .write(key, Written { writable, before, file, due, complained, quiet, closed, attributes, stranger });
     }
 
     /// The file is good and its label could not be written: whoever comes next tries again.
     pub(crate) fn still_to_renew(&mut self, key: Key) {
         let writable = Writable { good: true };
         let (file, due, before, quiet, complained) = (None, None, None, None, true);
-        let written = Written { writable, before, file, due, complained, quiet, closed: true, attributes: false };
+        let (closed, attributes, stranger) = (true, false, false);
+        let written = Written { writable, before, file, due, complained, quiet, closed, attributes, stranger };
         self.inodes.write(key, written);
         // If nobody comes, nobody tells us of its end either.
         self.inodes.bound(key);

@@ -38,6 +38,8 @@ pub(crate) fn channels() -> Result<Channels, CallError> {
 pub(crate) enum Purpose {
     /// The kernel is to ask about it again. Comes as an `O_PATH` descriptor, for which nobody is asked.
     Heed,
+    /// It may have writers whom no rule asked about. Comes open for reading, through the mount of our own.
+    Strangers,
     /// Its label is to follow. Comes open for reading, through the mount of our own.
     Renew,
 }
@@ -194,7 +196,7 @@ impl Finder {
     fn find(&self, request: &Request, roots: &mut HashMap<RawFd, OwnedFd>) -> Option<OwnedFd> {
         let find = match request.purpose {
             Purpose::Heed => private_mount::find,
-            Purpose::Renew => private_mount::open,
+            Purpose::Strangers | Purpose::Renew => private_mount::open,
         };
         let root = match roots.entry(request.mount) {
             Entry::Occupied(root) => root.into_mut(),

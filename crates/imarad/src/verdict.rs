@@ -239,11 +239,17 @@ impl Guard {
 
     /// Whether a file that this one finds good while somebody has it open for writing was good before that. It was where all
     /// writers are judged, if it is still what was looked at or was good before it had a writer; else this one has to be the
-    /// writer. (It may have been given away since he came.)
+    /// writer. (It may have been given away since he came.) A writer whom nobody knows came before the guard, or while it was
+    /// not to judge anybody; of those who came while the file was somebody else's it is known that they are there, or that
+    /// they may be.
     ///
     /// While he waits for the journal, the file may be changed: whoever vouched before that still does.
     pub(crate) fn vouches(&mut self, ask: &mut Ask, look: &Look) -> bool {
         let Ok(now) = file::facts(ask.file()) else { return false };
+        let stranger = self.inodes.written(&ask.key()).is_some_and(|written| written.stranger);
+        if stranger || self.ignoring.is_unsure(ask.file()) {
+            return false;
+        }
         let writers = self.filesystems.foresee(&self.policy, &now).writers;
         let vouched = || ask.vouched || self.may_write(&ask.pending) != Some(false);
         ask.vouched = match writers {

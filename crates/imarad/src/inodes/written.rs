@@ -32,6 +32,9 @@ pub(crate) struct Written {
     pub(crate) closed: bool,
     /// Whether owner, mode or label have changed since: it may have been somebody else's file for a while.
     pub(crate) attributes: bool,
+    /// Whether somebody may have it open for writing whom no rule asked about. Nobody vouches for what is in it then, as long
+    /// as it has a writer.
+    pub(crate) stranger: bool,
 }
 
 impl Written {
@@ -51,6 +54,7 @@ impl Written {
             complained: false,
             closed: false,
             attributes: true,
+            stranger: false,
         }
     }
 

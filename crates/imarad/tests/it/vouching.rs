@@ -1,16 +1,20 @@
 //! Whose changes are followed is not for others to say: somebody whom no rule asks about has a good file open for writing,
 //! and others, who are judged, come and go.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::time::Duration;
 
 use imara_linux::testing::{self, FsKind, ScratchMount};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use crate::daemon::{Daemon, Log, RunDir};
+use crate::daemon::{Daemon, EVERYTHING_OF_ROOT, Log, RunDir};
 use crate::files::{self, REFUSED, error_of, label_of, read_label};
+
+/// Who comes, and what he does.
+type Visitor = (&'static str, fn(&Path));
 
 const GOOD: &[u8] = b"good content";
 
@@ -50,5 +54,49 @@ fn a_reader_does_not_vouch_for_writers_whom_no_rule_asks_about() {
             is_not_followed(path, &format!("{kind:?} after {delay} us"));
         }
         daemon.stop();
+    }
+}
+
+#[test]
+fn who_opened_a_file_while_it_was_somebody_elses_is_not_followed_when_it_is_taken_back() {
+    let Some(_) = testing::root() else { return };
+    let meanwhile: [Visitor; 4] = [
+        ("nobody", |_| {}),
+        ("a reader", |path| drop(File::open(path))),
+        ("a reader by openat2", |path| drop(opened_by_openat2(path))),
+        ("a writer", |path| drop(OpenOptions::new().write(true).open(path))),
+    ];
+    for kind in FsKind::ALL {
+        let scratch = ScratchMount::new(kind, 64 << 20).unwrap();
+        let mut cases = Vec::new();
+        for (who, comes) in meanwhile {
+            for known in [false, true] {
+                let path = scratch.path().join(format!("{who}-{known}"));
+                files::make(&path, GOOD);
+                cases.push((who, comes, known, path));
+            }
+        }
+        let daemon = Daemon::with(RunDir::new(), "enforce", EVERYTHING_OF_ROOT, &[scratch.path()], Log::Read);
+        let mut followed = Vec::new();
+        for (who, comes, known, path) in cases {
+            if known {
+                (0..3).for_each(|_| drop(files::read(&path)));
+            }
+            chown(&path, Some(1000), None).unwrap();
+            let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+            chown(&path, Some(0), None).unwrap();
+            comes(&path);
+            std::thread::sleep(Duration::from_millis(20));
+            comes(&path);
+            writer.write_all(b"evil").unwrap();
+            drop(writer);
+            std::thread::sleep(Duration::from_millis(50));
+            let _ = fs::read(&path);
+            if read_label(&path) != Some(label_of(GOOD)) {
+                followed.push(format!("{kind:?}, {who} came, known: {known}"));
+            }
+        }
+        daemon.stop();
+        assert!(followed.is_empty(), "{followed:#?}");
     }
 }
