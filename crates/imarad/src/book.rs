@@ -10,7 +10,7 @@
 //! ext4 and XFS flush the disk before a transaction counts, which takes along whatever the disk was given before. So if the journal
 //! is on that file system, it is enough that the disk [was given](imara_linux::sync::to_disk) the note. Not so for a file that is
 //! written over in place: nothing of that need ever be part of a transaction. So a flush follows at once, for which a thread of its own
-//! waits; or the writer, if [he is to](crate::config::Keeping::Flushed).
+//! waits, if [he is not to](crate::config::Keeping::Unflushed); else the writer.
 //!
 //! Format: `imara_integrity::journal`.
 

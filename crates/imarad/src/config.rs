@@ -50,11 +50,12 @@ pub(crate) struct Config {
 /// Whether a journal is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Keeping {
-    /// It is, and everybody waits who may write to a file, until the disk has been given a note of that.
+    /// It is, and everybody waits who may write to a file, until a note of that is sure to be on the disk before what he
+    /// writes is.
     #[default]
     All,
-    /// The same, but whoever may write to an old file waits until the disk is sure to keep the note.
-    Flushed,
+    /// The same, but whoever may write to an old file waits only until the disk has been given the note.
+    Unflushed,
     /// As the first, but whoever creates a file does not wait: a power cut within a moment may leave it refused.
     Labelled,
     /// Writers need not wait for the disk, and a power cut may leave files that are refused.
@@ -67,10 +68,10 @@ impl FromStr for Keeping {
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
             "all" => Ok(Self::All),
-            "flushed" => Ok(Self::Flushed),
+            "unflushed" => Ok(Self::Unflushed),
             "labelled" => Ok(Self::Labelled),
             "off" => Ok(Self::Off),
-            _ => Err(format!("unknown choice {name:?} for the journal (expected all, flushed, labelled or off)")),
+            _ => Err(format!("unknown choice {name:?} for the journal (expected all, unflushed, labelled or off)")),
         }
     }
 }
@@ -377,7 +378,7 @@ mod tests {
                     11,
                     "journal = \"yes\"",
                     5,
-                    "unknown choice \"yes\" for the journal (expected all, flushed, labelled or off)",
+                    "unknown choice \"yes\" for the journal (expected all, unflushed, labelled or off)",
                 ),
             ),
             ("mounts = [\"/\"]\nlog = 1", at(2, 7, "log = 1", 1, "invalid type: integer `1`, expected a string")),

@@ -87,8 +87,8 @@ struct Arguments {
     /// What happens to files that were being written at a power cut: relabel, deny or ask
     #[arg(long, default_value = "relabel")]
     recover: Recover,
-    /// Who waits until it is written down that a file is being written: all, flushed (and for old files that the disk has been
-    /// flushed), labelled (not for new files) or off
+    /// Who waits until it is written down that a file is being written: all, unflushed (for old files not until the disk has
+    /// been flushed), labelled (not for new files) or off
     #[arg(long, default_value = "all")]
     journal: Keeping,
     /// Mount point of a file system to guard that need not be there yet; may be repeated

@@ -394,7 +394,7 @@ fn begin_journal(guard: &mut Guard, config: &Config, key: Result<HostKey, String
     let (started, own) = channel();
     let beside = guard.journal.beside().clone();
     let scribe = key.and_then(|key| {
-        let of_old = if config.journal == Keeping::Flushed { Reach::Flushed } else { Reach::FlushedSoon };
+        let of_old = if config.journal == Keeping::Unflushed { Reach::FlushedSoon } else { Reach::Flushed };
         let place = (directory, key.derive(PURPOSE), of_old);
         Scribe::start(&beside.apart, &started, beside.wake, place, file_systems)
     });
