@@ -191,9 +191,9 @@ fn an_old_empty_file_without_a_label_is_refused_and_a_new_one_is_not() {
         label_becomes(&new, b"");
         // A new file is new once: without its label it is as bad as any other.
         strip_label(&new);
-        refused(&new);
+        becomes_refused(&new);
         let causes: Vec<_> = complaints(&daemon.stop()).into_iter().map(|complaint| complaint.cause).collect();
-        assert_eq!(causes, vec!["missing-hash"; 5], "{kind:?}");
+        assert_eq!(causes, vec!["missing-hash"; 6], "{kind:?}");
         assert_eq!(read_label(&renamed), None, "{kind:?}");
     }
 }
