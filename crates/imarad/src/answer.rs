@@ -61,6 +61,7 @@ impl Guard {
             self.counters.mode_off += 1;
             return self.let_pass(pending, pass);
         }
+        let taken = self.expects_to_judge().then(|| lease::take(pending.file(), self.leases.signal()));
         let facts = match file::facts(pending.file()) {
             Ok(facts) => facts,
             Err(error) => return self.fail_pending(pending, Failure::FactsUnreadable, &error.to_string()),
@@ -83,7 +84,9 @@ impl Guard {
             }
         };
         let opener = self.note_opener(&pending, &facts, Some(&decision));
-        match check::plan(&decision, self.settings) {
+        let plan = check::plan(&decision, self.settings);
+        self.judged = matches!(plan, Plan::Judge(_));
+        match plan {
             Plan::Allow(pass) => {
                 self.counters.unasked += 1;
                 let key = Key::of(pending.file(), &facts);
@@ -98,8 +101,24 @@ impl Guard {
                     self.ignore_unasked(file.as_fd(), &facts);
                 }
             }
-            Plan::Judge(_) => self.consider(Ask::new(pending, facts, decision, opener)),
+            Plan::Judge(_) => {
+                let mut ask = Ask::new(pending, facts, decision, opener);
+                (ask.ahead, ask.heard) = (taken.is_some(), self.ignoring.heard);
+                if let Some(taken) = taken {
+                    self.note_lease(&mut ask, taken);
+                }
+                self.consider(ask);
+            }
         }
+    }
+
+    /// Whether the next question will have to be judged, by all that is known before its file has been looked at: then the
+    /// lease comes first, and one look is enough.
+    fn expects_to_judge(&self) -> bool {
+        // Whoever is looked at more closely may be told to wait, and shall not keep writers out meanwhile.
+        let closely =
+            self.policy.depends_on_mask() || self.policy.depends_on_subject() || self.violations.is_watching();
+        self.judged && !closely
     }
 
     /// What the policy asks of this access.
@@ -212,7 +231,7 @@ impl Guard {
         self.closer.late(answered.file, true)
     }
 
-    pub(crate) fn note_answer(&mut self, answered: &Answered) {
+    pub(crate) fn note_answer<File>(&mut self, answered: &Answered<File>) {
         self.counters.latency.add(answered.waited);
         if answered.sent.is_err() {
             self.counters.unanswered += 1;

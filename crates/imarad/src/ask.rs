@@ -26,6 +26,12 @@ pub(crate) struct Ask {
     pub(crate) hold: Hold,
     /// As whom he is counted among those who have the file open, if it is watched for violations.
     pub(crate) opener: Option<Opener>,
+    /// Whether a lease was tried for before `facts` were read, a moment ago.
+    pub(crate) ahead: bool,
+    /// Whether the dispatcher itself looked at the file, right after `facts` were read.
+    pub(crate) at_once: bool,
+    /// How much had been heard of changes when `facts` were read.
+    pub(crate) heard: u64,
     /// Whether what is known of the file comes from the second memory.
     pub(crate) recalled: bool,
     /// Whether what was found in the file is from before anybody wrote to it.
@@ -50,6 +56,9 @@ impl Ask {
             decision,
             hold: Hold::Nothing,
             opener,
+            ahead: false,
+            at_once: false,
+            heard: 0,
             recalled: false,
             before_writers: false,
             vouched: false,

@@ -129,8 +129,9 @@ impl Closer {
     }
 
     /// Hands over what has been dropped, if that is worth it: enough, or long enough ago.
-    pub(crate) fn flush_due(&mut self, now: Instant) {
-        if self.due(now).is_some_and(|due| due <= now) || lock(&self.dropped.0).len() >= AT_ONCE {
+    pub(crate) fn flush_due(&mut self) {
+        let enough = lock(&self.dropped.0).len() >= AT_ONCE;
+        if enough || self.since.is_some_and(|since| since.elapsed() >= LINGER) {
             self.flush();
         }
     }

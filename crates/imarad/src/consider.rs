@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use imara_integrity::check;
 use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
+use imara_linux::error::CallError;
 use imara_linux::file;
 use imara_linux::lease::{self, Taken};
 
@@ -31,22 +32,26 @@ impl Guard {
 
     pub(crate) fn refresh(&self, ask: &mut Ask) -> Result<(), String> {
         ask.facts = file::facts(ask.file()).map_err(|error| error.to_string())?;
+        (ask.heard, ask.at_once) = (self.ignoring.heard, false);
         Ok(())
     }
 
     /// Looks at what is remembered of the inode, then judges.
     pub(crate) fn consider(&mut self, mut ask: Ask) {
-        let key = ask.key();
+        let (key, ahead) = (ask.key(), std::mem::take(&mut ask.ahead));
         if let Some(busy) = self.inodes.busy_mut(&key) {
             if let Some(failure) = busy.stalled {
                 return self.fail(ask, failure, "an earlier attempt still hangs");
             }
+            ask.release();
             busy.waiting.push_back(ask);
             self.pool.hasten(busy.serial);
             return;
         }
         (ask.recalled, ask.before_writers, ask.vouched) = (false, false, false);
-        self.take_lease(&mut ask);
+        if !ahead {
+            self.take_lease(&mut ask);
+        }
         if ask.hold == Hold::Writer && self.inodes.written(&key).is_none() && self.is_unsure(&ask) && ask.patience > 0 {
             ask.patience -= 1;
             return self.park(ask);
@@ -55,6 +60,7 @@ impl Guard {
             return self.consider_written(ask, key);
         }
         match self.inodes.known(&key) {
+            None if ahead => self.look_now(ask),
             None => self.look(ask),
             Some(known) if known.sighting.size() != ask.facts.size => self.consider_cut(ask, key),
             Some(known) => {
@@ -165,7 +171,13 @@ impl Guard {
 
     /// Tries for a read lease on the asker's descriptor.
     pub(crate) fn take_lease(&mut self, ask: &mut Ask) {
-        ask.hold = match lease::take(ask.file(), self.leases.signal()) {
+        let taken = lease::take(ask.file(), self.leases.signal());
+        self.note_lease(ask, taken);
+    }
+
+    /// Notes what came of that.
+    pub(crate) fn note_lease(&mut self, ask: &mut Ask, taken: Result<Taken, CallError>) {
+        ask.hold = match taken {
             Ok(Taken::Held) => Hold::Lease,
             Ok(Taken::Writer) => Hold::Writer,
             Err(error) => {

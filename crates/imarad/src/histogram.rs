@@ -28,7 +28,8 @@ pub(crate) struct Bucket {
 impl Histogram {
     /// Counts one.
     pub(crate) fn add(&mut self, time: Duration) {
-        let microseconds = u64::try_from(time.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX);
+        let rounded_up = time.saturating_add(Duration::from_nanos(999));
+        let microseconds = u64::try_from(rounded_up.as_micros()).unwrap_or(u64::MAX);
         // The number of bits beyond those of the first bound.
         let beyond = u64::BITS - (microseconds.saturating_sub(1) / FIRST).leading_zeros();
         let place = usize::try_from(beyond).unwrap_or(BOUNDED).min(BOUNDED);

@@ -65,6 +65,8 @@ pub(crate) struct Ignoring {
     turned: Instant,
     /// Whether the kernel can do it (Linux 5.19).
     possible: bool,
+    /// How often notices were read.
+    pub(crate) heard: u64,
     /// How often a file was left to the kernel: known ones, and unasked ones.
     pub(crate) known: u64,
     pub(crate) found_unasked: u64,
@@ -83,6 +85,7 @@ impl Ignoring {
             written: <[Traces; 2]>::default(),
             turned: Instant::now(),
             possible: true,
+            heard: 0,
             known: 0,
             found_unasked: 0,
             heeded: 0,
@@ -278,6 +281,7 @@ impl Guard {
             if notices.is_empty() {
                 return;
             }
+            self.ignoring.heard += 1;
             for notice in notices {
                 match notice {
                     Ok(Notice::Changed { file, attributes, content }) => {

@@ -102,6 +102,8 @@ pub(crate) struct Guard {
     pub(crate) parked: VecDeque<(Instant, Ask)>,
     /// Those who ask and do not sleep yet, so that it cannot be seen how they open the file; how often to look again.
     pub(crate) awake: VecDeque<(Instant, Pending, u16)>,
+    /// Whether the last file that was asked about had to be judged.
+    pub(crate) judged: bool,
     pub(crate) counters: Counters,
     pub(crate) hasher: FileHasher,
     pub(crate) label: Vec<u8>,
@@ -127,14 +129,26 @@ enum Source {
 
 impl Source {
     const ALL: [Self; 6] = [Self::Leases, Self::Wake, Self::Questions, Self::Mounts, Self::Creations, Self::Attributes];
+
+    /// What epoll knows it by; small enough to be the number of a bit.
+    const fn token(self) -> u64 {
+        match self {
+            Self::Leases => 0,
+            Self::Wake => 1,
+            Self::Questions => 2,
+            Self::Mounts => 3,
+            Self::Creations => 4,
+            Self::Attributes => 5,
+        }
+    }
 }
 
 impl Guard {
     /// Has the kernel say who wakes the dispatcher. What can fail of it must fail before anything is marked.
     pub(crate) fn ready(&self) -> anyhow::Result<Epoll> {
         let epoll = Epoll::new()?;
-        for (token, source) in (0..).zip(Source::ALL) {
-            self.watch(&epoll, token, source)?;
+        for source in Source::ALL {
+            self.watch(&epoll, source)?;
         }
         Ok(epoll)
     }
@@ -178,11 +192,10 @@ impl Guard {
             let closing = self.closer.due(now);
             let timers = [self.retries.next(), parked, awake, closing];
             let until = timers.into_iter().flatten().fold(next_tick, Instant::min);
-            let timeout = until.saturating_duration_since(Instant::now());
+            let timeout = until.saturating_duration_since(now);
             let tokens = epoll.wait(&mut ready, Some(timeout))?;
-            let woken: Vec<Source> =
-                tokens.filter_map(|token| Source::ALL.get(usize::try_from(token).ok()?).copied()).collect();
-            let is_ready = |source| woken.contains(&source);
+            let woken = tokens.fold(0_u64, |woken, token| woken | 1 << token);
+            let is_ready = |source: Source| woken & 1 << source.token() != 0;
             // Leases first, because a writer waits for each of them; then what we would answer wrongly without.
             if is_ready(Source::Leases) {
                 self.serve_leases();
@@ -202,7 +215,7 @@ impl Guard {
             if is_ready(Source::Creations) {
                 self.created.listen();
             }
-            self.closer.flush_due(Instant::now());
+            self.closer.flush_due();
             if self.closer.is_behind() {
                 // Each question brings a descriptor. Whoever asks now waits for a moment, instead of being refused by the
                 // kernel because there is none left.
@@ -213,7 +226,8 @@ impl Guard {
         }
     }
 
-    fn watch(&self, epoll: &Epoll, token: u64, source: Source) -> anyhow::Result<()> {
+    fn watch(&self, epoll: &Epoll, source: Source) -> anyhow::Result<()> {
+        let token = source.token();
         match source {
             Source::Leases => epoll.add(&self.leases, token, Interest::Readable)?,
             Source::Wake => epoll.add(self.wake.as_ref(), token, Interest::Readable)?,

@@ -252,6 +252,7 @@ fn guard(config: &Config, begun: Begun, sides: Sides, mounts: &[(PathBuf, OwnedF
         journal: Journal::new(threads.beside),
         parked: std::collections::VecDeque::new(),
         awake: std::collections::VecDeque::new(),
+        judged: false,
         counters: Counters::default(),
         hasher: FileHasher::default(),
         label: Vec::new(),

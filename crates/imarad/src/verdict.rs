@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use imara_integrity::appraise::{FileState, Status};
 use imara_integrity::audit::Action;
-use imara_integrity::check::{self, Outcome, Plan, Verdict};
+use imara_integrity::check::{self, Outcome, Pass, Plan, Verdict};
 use imara_integrity::collect::Collect;
 use imara_integrity::digest::Digest;
 use imara_integrity::iint::Writable;
@@ -30,10 +30,14 @@ const TRIES: u8 = 3;
 impl Guard {
     /// Looks at label and content.
     pub(crate) fn look(&mut self, mut ask: Ask) {
-        // They must be from after the lease was taken.
-        if let Err(why) = self.refresh(&mut ask) {
-            return self.fail(ask, Failure::FactsUnreadable, &why);
+        match self.refresh(&mut ask) {
+            Ok(()) => self.look_now(ask),
+            Err(why) => self.fail(ask, Failure::FactsUnreadable, &why),
         }
+    }
+
+    /// The same for somebody whose facts have been read just now, after the lease was taken.
+    pub(crate) fn look_now(&mut self, mut ask: Ask) {
         match self.recall.compare(&ask.key(), &ask.facts) {
             Recalled::Nothing => {}
             // Without its mark, the inode has not been in memory all the time.
@@ -62,9 +66,12 @@ impl Guard {
         self.look_anew(ask);
     }
 
-    fn look_anew(&mut self, ask: Ask) {
+    fn look_anew(&mut self, mut ask: Ask) {
         match self.look_at_once(&ask, None) {
-            Some(look) => self.looked(ask, look),
+            Some(look) => {
+                ask.at_once = true;
+                self.looked(ask, look);
+            }
             None => self.look_elsewhere(ask, None),
         }
     }
@@ -103,7 +110,8 @@ impl Guard {
         self.hand_over_ask(ask, wanted);
     }
 
-    fn hand_over_ask(&mut self, ask: Ask, wanted: Wanted) {
+    fn hand_over_ask(&mut self, mut ask: Ask, wanted: Wanted) {
+        ask.at_once = false;
         let lease = ask.hold.is_lease().then(|| ask.file().as_raw_fd());
         self.hand_over(ask.key(), lease, Task::Judge(Box::new(ask)), Work::Look(wanted));
     }
@@ -174,6 +182,7 @@ impl Guard {
         }
         let Some(digest) = outcome.repair else { return self.finish(ask, outcome, look, None) };
         let key = ask.key();
+        ask.at_once = false;
         if ask.hold == Hold::Remembered {
             // Of what is remembered the asker's own descriptor holds a lease too.
             ask.hold = Hold::Lease;
@@ -198,6 +207,12 @@ impl Guard {
     pub(crate) fn finish(&mut self, ask: Ask, outcome: Outcome, look: Look, repaired: Option<bool>) {
         let Some((mut ask, outcome, look)) = self.cover_first(ask, outcome, look, repaired) else { return };
         let good = outcome.good(repaired == Some(true));
+        if good
+            && self.may_let_go(&ask, &outcome, &look)
+            && let Verdict::Allow(pass) = outcome.verdict
+        {
+            return self.let_go(ask, look, pass);
+        }
         let asker = outcome.complaint.map(|_| ask.asker());
         let vouches = ask.hold == Hold::Writer && self.vouches(&mut ask, &look);
         let (key, hold, facts, recalled, opener) = (ask.key(), ask.hold, ask.facts, ask.recalled, ask.opener);
@@ -235,6 +250,26 @@ impl Guard {
             (Hold::Writer, _) if allowed => self.now_written(key, good && vouches, Some(look), Some(file)),
             _ => {}
         }
+    }
+
+    /// Whether a good file that is small was seen for the first time, will do for the second memory, and is closed in no
+    /// time, because its asker has it open too, or at least because it has a name.
+    fn may_let_go(&self, ask: &Ask, outcome: &Outcome, look: &Look) -> bool {
+        let first = ask.hold == Hold::Lease && ask.at_once && outcome.evidence.is_some();
+        first
+            && outcome.complaint.is_none()
+            && ask.facts.links > 0
+            && self.filesystems.closes_at_once(ask.facts.device)
+            && self.can_recall(&ask.key(), look)
+    }
+
+    /// Remembers what was found, without holding it, and then answers.
+    fn let_go(&mut self, ask: Ask, look: Look, pass: Pass) {
+        self.remember_asked(&ask, look);
+        self.counters.allowed += 1;
+        let answered = ask.pending.close_and_allow(pass);
+        self.note_answer(&answered);
+        self.note_answered(ask.opener, true, &answered);
     }
 
     /// Whether a file that this one finds good while somebody has it open for writing was good before that. It was where all
@@ -276,6 +311,23 @@ impl Guard {
                 }
                 Ok(_) | Err(_) => drop(self.ignoring.notices().unwatch_inode(file)),
             },
+            Err(error) => self.cannot_ignore(&error),
+        }
+    }
+
+    /// The same for what an asker, who holds the lease, has found.
+    fn remember_asked(&mut self, ask: &Ask, look: Look) {
+        if ask.heard != self.ignoring.heard {
+            return self.remember(ask.key(), look, ask.file());
+        }
+        // Whatever happens to owner, mode or label after they were looked at will be heard of when this is remembered. So
+        // would be that it is cut, but not before there is a mark.
+        match self.ignoring.notices().watch_inode(ask.file()) {
+            Ok(()) if file::size(ask.file()).is_ok_and(|size| size == look.sighting.size()) => {
+                let followed = self.follows_all_writers(&ask.facts);
+                self.recall.remember(ask.key(), look, followed);
+            }
+            Ok(()) => drop(self.ignoring.notices().unwatch_inode(ask.file())),
             Err(error) => self.cannot_ignore(&error),
         }
     }

@@ -158,7 +158,7 @@ impl Guard {
 
     /// He has been answered. Who was refused, or was killed before, has not got the file open, and will not be heard of
     /// again.
-    pub(crate) fn note_answered(&mut self, opener: Option<Opener>, allowed: bool, answered: &Answered) {
+    pub(crate) fn note_answered<File>(&mut self, opener: Option<Opener>, allowed: bool, answered: &Answered<File>) {
         if let Some(Opener { key, access }) = opener
             && (!allowed || answered.sent.is_err())
         {

@@ -131,6 +131,14 @@ fn from_statx(facts: &Statx) -> FileFacts {
     }
 }
 
+/// Length in bytes of a file that is open for reading (`lseek` to its end): the cheapest of all questions.
+///
+/// # Errors
+/// Those of `lseek`.
+pub fn size(file: BorrowedFd<'_>) -> Result<u64, CallError> {
+    rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).map_err(|error| CallError::new("lseek", file, error))
+}
+
 /// The path the file was opened by, as seen now from our root: ends in ` (deleted)` if that name is gone. For messages
 /// only, a path is no identity.
 ///

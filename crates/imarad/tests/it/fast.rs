@@ -232,6 +232,30 @@ fn how_a_file_is_opened_is_known_of_those_too_who_do_not_sleep_yet_when_they_are
 }
 
 #[test]
+fn of_a_good_file_that_is_opened_once_nothing_is_held_when_its_opener_is_let_in() {
+    let Some(_) = testing::root() else { return };
+    for kind in [FsKind::Ext4, FsKind::Btrfs] {
+        let scratch = ScratchMount::new(kind, 128 << 20).unwrap();
+        let paths: Vec<PathBuf> = (0..50).map(|number| scratch.path().join(number.to_string())).collect();
+        paths.iter().for_each(|path| files::make(path, b"content"));
+        // What has changed just now is hashed again at the next open, and held.
+        std::thread::sleep(Duration::from_millis(50));
+        let daemon = Daemon::start("enforce", &[scratch.path()]);
+        for path in &paths {
+            let _open = File::open(path).unwrap();
+            let held = std::fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap();
+            let held = held.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+            assert_eq!(held.filter(|held| held == path).count(), 0, "{kind:?}: {}", path.display());
+            // He breaks no lease, so he is not sent away.
+            append_without_waiting(path).unwrap();
+        }
+        assert_eq!(counter(&daemon, "counters", "lease_breaks"), 0, "{kind:?}");
+        label_becomes(&paths[0], b"content and more");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn however_many_files_are_left_to_the_kernel_the_guard_does_not_go_through_them_each_second() {
     let Some(_) = testing::root() else { return };
     let scratch = ScratchMount::new(FsKind::Ext4, 128 << 20).unwrap();

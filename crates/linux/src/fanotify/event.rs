@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use imara_integrity::check::Pass;
 
 use super::{FanotifyError, GroupFd};
-use crate::error::CallError;
+use crate::error::{CallError, Target};
 use crate::sys::RawEvents;
 
 /// Events that [`EventBuffer::default`] has room for.
@@ -119,7 +119,7 @@ pub enum Event {
 #[derive(Debug)]
 #[must_use = "dropping it denies"]
 pub struct Pending {
-    // Declared before `file`: the answer names the file's number, which must still be ours when it is sent.
+    // Declared before `file`: the answer names the file's number, which must not be that of another event when it is sent.
     answer: Answer,
     file: OwnedFd,
     tid: i32,
@@ -127,12 +127,12 @@ pub struct Pending {
     read: Instant,
 }
 
-/// The file of an answered event, and how the answer was received.
+/// The file of an answered event, unless it has been closed, and how the answer was received.
 #[derive(Debug)]
 #[must_use = "the answer may have failed"]
-pub struct Answered {
+pub struct Answered<File = OwnedFd> {
     /// The file, still open, together with any lease taken on it.
-    pub file: OwnedFd,
+    pub file: File,
     /// An error if the answer could not be written; the opener may then be waiting still. Fine after
     /// [`PermissionGroup::close`](super::PermissionGroup::close), which has let everybody pass.
     pub sent: Result<(), FanotifyError>,
@@ -163,6 +163,23 @@ impl Pending {
     pub fn allow(self, pass: Pass) -> Answered {
         drop(pass);
         self.answer(libc::FAN_ALLOW)
+    }
+
+    /// Closes the file, which gives any lease back, and then lets the opener pass. Takes the core's word that he may.
+    ///
+    /// As long as he waits the file is open for him too: so this close ends nothing, unless he is killed just now.
+    ///
+    /// The kernel finds whoever waits by the descriptor's *number*, which need not be open any more. No other event has it:
+    /// it would have to be read first.
+    ///
+    /// Source: Linux `fs/notify/fanotify/fanotify_user.c`, `process_access_response()`.
+    pub fn close_and_allow(self, pass: Pass) -> Answered<()> {
+        drop(pass);
+        let Self { mut answer, file, read, .. } = self;
+        drop(file);
+        let sent = answer.send(libc::FAN_ALLOW);
+        let sent = sent.map_err(|error| CallError::new("write", Target::Process, error).into());
+        Answered { file: (), sent, waited: read.elapsed() }
     }
 
     /// Refuses the opener, who gets `EPERM`, and keeps the file.

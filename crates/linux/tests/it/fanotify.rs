@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
@@ -69,6 +69,46 @@ fn an_opener_gets_in_when_allowed_and_eperm_when_denied_or_dropped() {
         drop(next_pending(&group, &mut buffer));
         assert_eq!(errno(opener.join().unwrap()), Some(libc::EPERM), "{kind:?}");
     });
+}
+
+#[test]
+fn whoever_is_answered_after_the_file_was_closed_gets_in_and_nobody_else() {
+    on_each(|scratch| {
+        let kind = scratch.kind();
+        let path = scratch.path().join("file");
+        fs::write(&path, b"contents").unwrap();
+        let group = guarded(scratch, FsMask::OPEN);
+        let mut buffers = [EventBuffer::new(1), EventBuffer::new(1)];
+        let openers = [opens(path.clone()), opens(path.clone())];
+        let [one, other] = &mut buffers;
+        let (pending, waiting) = (next_pending(&group, one), next_pending(&group, other));
+        assert_eq!(lease::take_briefly(pending.file()).unwrap(), lease::Taken::Held, "{kind:?}");
+        let number = pending.file().as_raw_fd();
+        let answered = pending.close_and_allow(Pass::ourselves());
+        answered.sent.unwrap();
+        assert!(
+            fs::read_link(format!("/proc/self/fd/{number}")).is_err() || number_is_taken(number, &path),
+            "{kind:?}"
+        );
+        let finished = || openers.iter().filter(|opener| opener.is_finished()).count();
+        while finished() == 0 {
+            thread::yield_now();
+        }
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(finished(), 1, "{kind:?}: the other one still waits");
+        waiting.deny().sent.unwrap();
+        let results: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{kind:?}");
+        // Without the lease he need not wait for anybody.
+        let writer = thread::spawn(move || OpenOptions::new().write(true).open(path));
+        next_pending(&group, one).close_and_allow(Pass::ourselves()).sent.unwrap();
+        drop(writer.join().unwrap().unwrap());
+    });
+}
+
+/// Another test may have opened something with that number meanwhile.
+fn number_is_taken(number: i32, path: &Path) -> bool {
+    fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|other| other != path)
 }
 
 #[test]
