@@ -145,13 +145,13 @@ impl Guard {
         }
         let Some(mut written) = self.inodes.take_written(&key) else { return self.look(ask) };
         let untouched = written.is_untouched(&ask.facts);
-        // The notice of his close may be in the queue behind this question.
-        if written.before.is_some() && !self.all_is_heard(&mut written) {
-            self.inodes.write(key, written);
-            return self.park(ask);
-        }
         if !untouched {
             written = self.with_all_heard(key, written);
+        }
+        // The notice of his close may be in the queue behind this question.
+        if written.depends_on_close() && !self.all_is_heard(&mut written) {
+            self.inodes.write(key, written);
+            return self.park(ask);
         }
         match written.before {
             Some(look) if untouched => {

@@ -285,14 +285,14 @@ impl Guard {
             Ok(Taken::Held) => {
                 file.now_leased();
                 let untouched = file::facts(file.as_fd()).is_ok_and(|facts| written.is_untouched(&facts));
-                if written.before.is_some() && !self.all_is_heard(&mut written) {
+                if !untouched {
+                    written = self.with_all_heard(key, written);
+                }
+                if written.depends_on_close() && !self.all_is_heard(&mut written) {
                     file.release();
                     written.due = self.retries.later(key, attempt);
                     written.file = Some(file).filter(|_| written.due.is_some());
                     return self.inodes.write(key, written);
-                }
-                if !untouched {
-                    written = self.with_all_heard(key, written);
                 }
                 match written.before {
                     Some(look) if untouched => {

@@ -43,6 +43,11 @@ impl Written {
         self.writable.good && (self.closed || !self.attributes)
     }
 
+    /// Whether it makes a difference that somebody closes it: whoever changed it may have opened it.
+    pub(crate) const fn depends_on_close(&self) -> bool {
+        self.before.is_some() || (self.writable.good && !self.is_followed())
+    }
+
     /// One of which nothing is known but what it was.
     pub(crate) const fn of_nobody(writable: Writable) -> Self {
         Self {
