@@ -123,7 +123,8 @@ impl Guard {
     }
 
     /// Gives a known file's lease back. It stays in the second memory; unless it was cut under our lease by somebody of
-    /// whom nobody told us.
+    /// whom nobody told us, or has lost its name: then somebody may be on his way in for whom the kernel has answered, and
+    /// who is heard of when he closes.
     pub(crate) fn retire(&mut self, key: Key, mut known: Known) {
         known.file.heed();
         let Ok(facts) = file::facts(known.file.as_fd()) else { return };
@@ -132,8 +133,15 @@ impl Guard {
                 self.cover(key, &known.label, Some(known.file.as_fd()), Waits::NobodyAnyMore);
                 self.now_written(key, true, None, Some(known.file));
             }
-        } else if facts.links > 0 && self.filesystems.shows_changes(key.device()) {
-            let look = if known.sighting.holds(&facts) { known.look() } else { self.look_at_label(&known, &facts) };
+            return;
+        }
+        let look = if known.sighting.holds(&facts) { known.look() } else { self.look_at_label(&known, &facts) };
+        if facts.links == 0 {
+            if self.was_good(&known) {
+                self.now_written(key, true, Some(look), None);
+                self.inodes.orphan(key);
+            }
+        } else if self.filesystems.shows_changes(key.device()) {
             self.remember(key, look, known.file.as_fd());
         }
     }
