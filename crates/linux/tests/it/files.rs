@@ -3,6 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -13,7 +15,28 @@ use imara_linux::hash::{FileHasher, HashError};
 use imara_linux::mounts::{self, MountWatch};
 use imara_linux::testing::{FsKind, ScratchMount, on, on_each};
 use imara_linux::xattr::{self, Found, Refusal};
-use imara_linux::{file, lease, limits};
+use imara_linux::{file, lease, limits, sync};
+
+#[test]
+fn order_is_kept_where_the_disk_is_flushed_before_transactions() {
+    on_each(|scratch| {
+        let keeps = || sync::keeps_order(scratch.path(), File::open(scratch.path()).unwrap().as_fd());
+        let kind = scratch.kind();
+        assert_eq!(keeps(), matches!(kind, FsKind::Ext4 | FsKind::Xfs), "{kind:?}");
+        assert!(!sync::keeps_order(Path::new("/proc"), File::open(scratch.path()).unwrap().as_fd()), "{kind:?}");
+        if kind == FsKind::Ext4 {
+            for options in ["nobarrier", "journal_async_commit,data=writeback"] {
+                scratch.cycle_with(options).unwrap();
+                assert!(!keeps(), "{options}");
+            }
+            assert!(Command::new("umount").arg(scratch.path()).status().unwrap().success());
+            let image = scratch.path().with_file_name("image");
+            assert!(Command::new("tune2fs").args(["-O", "^has_journal"]).arg(image).output().unwrap().status.success());
+            scratch.cycle().unwrap();
+            assert!(!keeps(), "without a journal");
+        }
+    });
+}
 
 #[test]
 fn the_facts_are_those_of_the_standard_library() {
@@ -103,7 +126,7 @@ fn a_file_system_is_known_by_magic_name_and_uuid() {
         assert_eq!((found.magic, found.name.as_str(), found.subtype.as_deref()), (magic, kind.name(), None));
         let image = scratch.path().with_file_name("image");
         if image.exists() {
-            let blkid = std::process::Command::new("blkid").args(["-o", "value", "-s", "UUID"]).arg(image).output();
+            let blkid = Command::new("blkid").args(["-o", "value", "-s", "UUID"]).arg(image).output();
             let expected = String::from_utf8(blkid.unwrap().stdout).unwrap().trim().replace('-', "");
             let uuid: String = found.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(uuid, expected, "{kind:?}");
