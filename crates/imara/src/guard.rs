@@ -49,8 +49,9 @@ pub(crate) struct Arguments {
     /// What happens to files that were being written at a power cut: relabel, deny or ask
     #[arg(long, value_name = "WHAT", default_value = "relabel", value_parser = ["relabel", "deny", "ask"])]
     recover: String,
-    /// Who waits until it is written down that a file is being written: all, labelled (not for new files) or off
-    #[arg(long, value_name = "WHO", default_value = "all", value_parser = ["all", "labelled", "off"])]
+    /// Who waits until it is written down that a file is being written: all, unflushed (for old files not until the disk has
+    /// been flushed), labelled (not for new files) or off
+    #[arg(long, value_name = "WHO", default_value = "all", value_parser = ["all", "unflushed", "labelled", "off"])]
     journal: String,
     /// Mount points of the file systems to guard
     #[arg(required = true, value_name = "MOUNT")]

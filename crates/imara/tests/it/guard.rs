@@ -47,6 +47,28 @@ fn guard_becomes_the_daemon_beside_it_with_the_same_arguments() {
     );
 }
 
+/// The words that a key of `imara.toml` takes, by the manual's page, which imarad's tests compare with what it takes.
+fn words_of(key: &str) -> Vec<&'static str> {
+    let page = include_str!("../../../../packaging/imara.toml.5");
+    let entry = page.split(&format!(".B {key} = ")).nth(1).unwrap().split(".RE").next().unwrap();
+    entry.split(".TP\n.B ").skip(1).map(|word| word.lines().next().unwrap()).collect()
+}
+
+#[test]
+fn guard_takes_every_word_that_the_configuration_takes() {
+    let copied = with_stand_in("words");
+    for (key, count) in [("mode", 4), ("recover", 3), ("journal", 4)] {
+        let words = words_of(key);
+        assert_eq!(words.len(), count, "{key}: {words:?}");
+        for word in words {
+            let mut command = Command::new(&copied.program);
+            let ran: Ran = command.args(["guard", &format!("--{key}"), word, "/proc"]).output().unwrap().into();
+            assert_eq!((ran.code, ran.err.as_str()), (Some(7), ""), "--{key} {word}");
+            assert!(ran.out.contains(&format!("[--{key}][{word}]")), "{}", ran.out);
+        }
+    }
+}
+
 #[test]
 fn guard_refuses_what_cannot_be_meant_before_it_becomes_anything() {
     let copied = with_stand_in("refuse");
