@@ -103,7 +103,7 @@ fn race() -> Result<()> {
     cargo(&["run", "--package", "xtask", "--quiet", "--", "race", "--seconds", "15"])
 }
 
-/// Two minutes of it. `make soak` is longer.
+/// Two minutes of it, with its outage. `make soak` is longer.
 fn soak() -> Result<()> {
     cargo(&["build", "--package", "imarad", "--package", "xtask", "--quiet"])?;
     if !geteuid().is_root() {
