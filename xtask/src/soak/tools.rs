@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -78,13 +78,14 @@ for mode in ("delete", "wal", "truncate"):
         name: "apt",
         needs: "apt-get",
         // Without a network it fails everywhere, which is not the guard's fault; twice a minute is enough for the mirrors.
+        // 77: there was nothing to do.
         script: r#"fetch() {
                 mkdir -p "$1/archives/partial"
                 apt-get -qq -y -o Dir::Cache="$1" -o APT::Sandbox::User=root -o Debug::NoLocking=1 \
                     --download-only --reinstall install sed hello
             }
             rm -rf cache out beside; beside=$(mktemp -d); trap 'rm -rf "$beside"' EXIT
-            if ! fetch "$PWD/cache"; then ! fetch "$beside" || exit 1; sleep 30; exit 0; fi
+            if ! fetch "$PWD/cache"; then ! fetch "$beside" || exit 1; sleep 30; exit 77; fi
             for deb in cache/archives/*.deb; do dpkg --contents "$deb" >/dev/null; dpkg -x "$deb" out; done
             test "$(echo guarded | out/bin/sed s/guarded/unpacked/)" = unpacked; out/usr/bin/hello >/dev/null; sleep 20"#,
     },
@@ -100,6 +101,9 @@ for mode in ("delete", "wal", "truncate"):
     },
 ];
 
+/// What the shell ends with if the host lacks something that the tool needs: a network, say.
+const LACKING: i32 = 77;
+
 /// Has a tool work until it is over; says how often it came to its end. An error if it failed.
 pub(super) fn work(tool: Tool, mount: &Path, over: &AtomicBool) -> Result<String> {
     let Tool { name, needs, script } = tool;
@@ -109,29 +113,33 @@ pub(super) fn work(tool: Tool, mount: &Path, over: &AtomicBool) -> Result<String
     }
     let directory = mount.join(name);
     fs::create_dir(&directory)?;
-    let (mut rounds, script) = (0_u32, format!("set -eu\n{script}"));
+    let (mut rounds, mut lacking, script) = (0_u32, 0_u32, format!("set -eu\n{script}"));
     while !over.load(Ordering::Relaxed) {
         let mut shell = Command::new("sh");
         shell.args(["-c", &script]).current_dir(&directory).env("SOURCES", root()).stdin(Stdio::null());
-        let output = directory.with_extension(format!("out-{rounds}"));
+        let output = directory.with_extension("out");
         let said = mount.parent().unwrap_or(mount).join(output.file_name().unwrap_or_default());
         let file = fs::File::create(&said).with_context(|| format!("cannot make {}", said.display()))?;
         shell.stdout(file.try_clone()?).stderr(file);
         let child = killed_with_us(shell.process_group(0)).spawn().context("cannot run sh")?;
-        if let Some(failed) = wait(child, over)? {
-            bail!("{name}: {failed}: {}", fs::read_to_string(&said).unwrap_or_default());
+        match wait(child, over)? {
+            Some(ended) if ended.success() => rounds += 1,
+            Some(ended) if ended.code() == Some(LACKING) => lacking += 1,
+            Some(failed) => bail!("{name}: {failed}: {}", fs::read_to_string(&said).unwrap_or_default()),
+            None => {}
         }
         fs::remove_file(&said)?;
-        rounds += 1;
     }
-    Ok(format!("{name}: {rounds} rounds, the last one perhaps not to its end"))
+    let without =
+        if lacking > 0 { format!("; {lacking} for which something was lacking, a network say") } else { String::new() };
+    Ok(format!("{name}: {rounds} rounds to their end{without}"))
 }
 
-/// Waits for a shell, and kills it with all it has begun when it is over; how it ended if it failed by itself.
-fn wait(mut child: Child, over: &AtomicBool) -> Result<Option<String>> {
+/// Waits for a shell, and kills it with all it has begun when it is over; how it ended if it did so by itself.
+fn wait(mut child: Child, over: &AtomicBool) -> Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok((!status.success()).then(|| status.to_string()));
+            return Ok(Some(status));
         }
         if over.load(Ordering::Relaxed) {
             // It may have ended by itself just now.
