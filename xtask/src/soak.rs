@@ -26,9 +26,13 @@ use crate::run::wait_until;
 use crate::scratch;
 
 use self::probe::Stalls;
+use self::tools::Work;
 
 /// How long a soak is unless it is told.
 const LONG: u64 = 900;
+
+/// In this time each tool comes to its end, on a machine that is busy with nothing else.
+const WHOLE_ROUNDS: Duration = Duration::from_secs(300);
 
 /// What the guard may have in memory, in KiB, and by how much that may grow in the second half.
 const MEMORY: u64 = 128 << 10;
@@ -85,14 +89,14 @@ fn soak(place: &Place, plain: &Path, imarad: &Path, time: Duration, verdict: Ver
         });
         let memory = watch(&mut guard, time);
         over.store(true, Ordering::Relaxed);
-        let done: Vec<Result<String>> =
+        let done: Vec<Result<Work>> =
             tools.into_iter().map(|tool| tool.join().unwrap_or_else(|_| bail!("a tool's thread failed"))).collect();
         let [guarded, plain] = probes.map(|probe| probe.join().unwrap_or_default());
         (Stalls { guarded, plain }, done, memory)
     });
     for tool in &done {
         match tool {
-            Ok(said) => print_line!("  {said}")?,
+            Ok(work) => print_line!("  {}", work.said)?,
             Err(error) => print_line!("  FAILED: {error:#}")?,
         }
     }
@@ -108,7 +112,8 @@ fn soak(place: &Place, plain: &Path, imarad: &Path, time: Duration, verdict: Ver
         memory.2
     )?;
     for tool in done {
-        tool?;
+        let Work { said, idle } = tool?;
+        ensure!(!idle || time < WHOLE_ROUNDS, "a tool that never comes to its end shows nothing: {said}");
     }
     ensure!(counter("denied") == Some(0), "somebody was refused; {}", guard.last_words());
     ensure!(memory.2 <= MEMORY && memory.1 <= memory.0 + GROWTH, "the guard takes too much memory");

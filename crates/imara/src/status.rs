@@ -98,9 +98,8 @@ fn text(status: &Value) -> String {
     row("waiting", &counts(status.get("queues").and_then(Value::as_object), Zeros::Shown));
     row("answers", &latency(status));
     row("journal", &journal(status));
-    for what in list(status, "not_seen") {
-        row("not seen", &word(Some(what)));
-    }
+    let unseen = list(status, "not_seen").count();
+    row("not seen", &format!("{unseen} ways to files and around them, see: imara status --coverage"));
     out
 }
 
@@ -254,7 +253,7 @@ remembered  known 1
 waiting     kernel 0, parked 2
 answers     half within 16 µs, 99 % within 32 ms, all within more than 16 s; 200 ms on average
 journal     at rest 0, writing 2
-not seen    mmap
+not seen    1 ways to files and around them, see: imara status --coverage
 ";
         assert_eq!(text(&status), expected);
     }

@@ -104,12 +104,19 @@ for mode in ("delete", "wal", "truncate"):
 /// What the shell ends with if the host lacks something that the tool needs: a network, say.
 const LACKING: i32 = 77;
 
+/// What came of a tool's work.
+pub(super) struct Work {
+    pub(super) said: String,
+    /// Whether it never came to its end, though nothing was lacking for that.
+    pub(super) idle: bool,
+}
+
 /// Has a tool work until it is over; says how often it came to its end. An error if it failed.
-pub(super) fn work(tool: Tool, mount: &Path, over: &AtomicBool) -> Result<String> {
+pub(super) fn work(tool: Tool, mount: &Path, over: &AtomicBool) -> Result<Work> {
     let Tool { name, needs, script } = tool;
     let there = Command::new("sh").args(["-c", "command -v \"$0\"", needs]).stdout(Stdio::null()).status()?;
     if !there.success() {
-        return Ok(format!("{name}: skipped: needs {needs}"));
+        return Ok(Work { said: format!("{name}: skipped: needs {needs}"), idle: false });
     }
     let directory = mount.join(name);
     fs::create_dir(&directory)?;
@@ -132,7 +139,7 @@ pub(super) fn work(tool: Tool, mount: &Path, over: &AtomicBool) -> Result<String
     }
     let without =
         if lacking > 0 { format!("; {lacking} for which something was lacking, a network say") } else { String::new() };
-    Ok(format!("{name}: {rounds} rounds to their end{without}"))
+    Ok(Work { said: format!("{name}: {rounds} rounds to their end{without}"), idle: rounds + lacking == 0 })
 }
 
 /// Waits for a shell, and kills it with all it has begun when it is over; how it ended if it did so by itself.
