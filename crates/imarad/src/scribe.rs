@@ -90,7 +90,7 @@ impl Scribe {
         let (own, stuck) = (own.clone(), Arc::new(AtomicBool::new(false)));
         let (say, opened) = sync_channel(1);
         let moves = Arc::clone(&stuck);
-        let flushers = apart.clone();
+        let flushers = (of_old == Reach::FlushedSoon).then(|| apart.clone());
         apart.start("scribe", move || {
             let _ = own.send(task::own());
             drop(own);
@@ -191,8 +191,8 @@ struct Desk {
     out: Sender<Noted>,
     wake: Arc<Waker>,
     moves: Arc<AtomicBool>,
-    /// Where threads come from that flush.
-    flushers: Apart,
+    /// Where threads come from that flush, if that is not waited for.
+    flushers: Option<Apart>,
 }
 
 /// A journal, and when it last could not be written.
@@ -201,7 +201,7 @@ struct Shelved {
     book: Book,
     failed: Option<(Instant, String)>,
     /// To a thread that flushes what it gets. One at most waits: who comes later is flushed with it.
-    flusher: SyncSender<Arc<Leaf>>,
+    flusher: Option<SyncSender<Arc<Leaf>>>,
 }
 
 /// What is to be done to one journal in one turn.
@@ -226,8 +226,11 @@ impl Desk {
             failed = Some((Instant::now(), error.to_string()));
         }
         let notes = book.notes().map(|(id, note)| (id, note.clone())).collect();
-        let (flusher, leaves) = sync_channel::<Arc<Leaf>>(1);
-        self.flushers.start("flusher", move || leaves.iter().for_each(|leaf| leaf.flush()));
+        let flusher = self.flushers.as_ref().map(|apart| {
+            let (flusher, leaves) = sync_channel::<Arc<Leaf>>(1);
+            apart.start("flusher", move || leaves.iter().for_each(|leaf| leaf.flush()));
+            flusher
+        });
         self.books.insert(file_system, Shelved { book, failed, flusher });
         Opened { file_system, notes: Ok(notes), complaint }
     }
@@ -289,8 +292,9 @@ impl Shelved {
         }
         let result = self.book.add(notes, at_rest, reach).map_err(|error| error.to_string());
         self.failed = result.clone().err().map(|why| (Instant::now(), why));
-        if let Some(leaf) = self.book.to_flush(reach) {
-            let _ = self.flusher.try_send(leaf);
+        if let (Some(flusher), Some(leaf)) = (&self.flusher, self.book.to_flush(reach)) {
+            // If one waits already, this is flushed with it.
+            let _ = flusher.try_send(leaf);
         }
         result
     }
