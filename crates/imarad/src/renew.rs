@@ -135,13 +135,15 @@ impl Guard {
             }
             return;
         }
+        let nameless = facts.links == 0;
+        if nameless && !self.was_good(&known) || !nameless && !self.filesystems.shows_changes(key.device()) {
+            return;
+        }
         let look = if known.sighting.holds(&facts) { known.look() } else { self.look_at_label(&known, &facts) };
-        if facts.links == 0 {
-            if self.was_good(&known) {
-                self.now_written(key, true, Some(look), None);
-                self.inodes.orphan(key);
-            }
-        } else if self.filesystems.shows_changes(key.device()) {
+        if nameless {
+            self.now_written(key, true, Some(look), None);
+            self.inodes.orphan(key);
+        } else {
             self.remember(key, look, known.file.as_fd());
         }
     }
@@ -186,23 +188,18 @@ impl Guard {
         }
         let file = file.filter(|_| self.inodes.has_room_for_writers());
         let due = file.as_ref().and_then(|_| self.retries.later(key, 0));
-        let (writable, file) = (Writable { good }, file.filter(|_| due.is_some()));
-        // A file that was somebody else's before may still be his to change by name.
-        let attributes = self.inodes.written(&key).is_some_and(|written| written.attributes);
-        let stranger = self.inodes.written(&key).is_some_and(|written| written.stranger);
-        let writable = Writable { good: writable.good && !stranger };
-        let (complained, quiet, closed) = (false, None, false);
-        self.inodes
-            .write(key, Written { writable, before, file, due, complained, quiet, closed, attributes, stranger });
+        let file = file.filter(|_| due.is_some());
+        // A file that was somebody else's before may still be his to change, by name or through a descriptor.
+        let was = self.inodes.written(&key).map(|written| (written.attributes, written.stranger));
+        let (attributes, stranger) = was.unwrap_or_default();
+        let written = Written::new(Writable { good: good && !stranger });
+        self.inodes.write(key, Written { before, file, due, attributes, stranger, ..written });
     }
 
     /// The file is good and its label could not be written: whoever comes next tries again.
     pub(crate) fn still_to_renew(&mut self, key: Key) {
-        let writable = Writable { good: true };
-        let (file, due, before, quiet, complained) = (None, None, None, None, true);
-        let (closed, attributes, stranger) = (true, false, false);
-        let written = Written { writable, before, file, due, complained, quiet, closed, attributes, stranger };
-        self.inodes.write(key, written);
+        let written = Written::new(Writable { good: true });
+        self.inodes.write(key, Written { complained: true, closed: true, ..written });
         // If nobody comes, nobody tells us of its end either.
         self.inodes.bound(key);
     }
@@ -334,7 +331,8 @@ impl Guard {
         self.inodes.write(key, written);
         self.hear_all_changes();
         let heard = self.inodes.take_written(&key);
-        heard.unwrap_or_else(|| Written::of_nobody(Writable { good }))
+        // One of which nothing is known but what it was.
+        heard.unwrap_or_else(|| Written { attributes: true, ..Written::new(Writable { good }) })
     }
 
     /// Whether the notice of a close that came before the lease was taken cannot be in the queue any more. To be asked

@@ -48,8 +48,8 @@ impl Written {
         self.before.is_some() || (self.writable.good && !self.is_followed())
     }
 
-    /// One of which nothing is known but what it was.
-    pub(crate) const fn of_nobody(writable: Writable) -> Self {
+    /// One of which nothing else is known yet.
+    pub(crate) const fn new(writable: Writable) -> Self {
         Self {
             writable,
             before: None,
@@ -58,7 +58,7 @@ impl Written {
             quiet: None,
             complained: false,
             closed: false,
-            attributes: true,
+            attributes: false,
             stranger: false,
         }
     }
@@ -147,8 +147,7 @@ mod tests {
     fn inodes(keys: &[Key]) -> Inodes {
         let mut inodes = Inodes::new(16);
         for key in keys {
-            let written = Written { attributes: false, ..Written::of_nobody(Writable { good: true }) };
-            inodes.write(*key, written);
+            inodes.write(*key, Written::new(Writable { good: true }));
         }
         inodes
     }
@@ -180,7 +179,7 @@ mod tests {
         [key(1), key(2)].into_iter().for_each(|key| inodes.orphan(key));
         assert_eq!(inodes.good_writers(), 0, "none has a name");
         inodes.forget_devices(&[(8, 1)]);
-        inodes.write(key(1), Written::of_nobody(Writable { good: true }));
+        inodes.write(key(1), Written::new(Writable { good: true }));
         assert_eq!((inodes.good_writers(), inodes.orphans.len()), (1, 1), "this one has");
         inodes.forget_everything();
         assert!(
